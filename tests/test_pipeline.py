@@ -1,0 +1,92 @@
+"The runner: parameters arrive, output is the same twice, and a failed cell says what matters."
+import hashlib
+import shutil
+
+import nbformat
+import pytest
+import yaml
+from nbformat.v4 import new_code_cell, new_notebook
+
+from cxr_pred import pipeline
+from cxr_pred.core import CxrError, SetupError, root
+
+ROOT = root()
+HERE = [s for s in pipeline.STAGES if pipeline.stage_notebook(s).exists()]
+
+
+def notebook(path, *sources, tagged=True):
+    cells = [new_code_cell('profile = "none"\nrun = "none"\nx = 0', metadata={"tags": ["parameters"] if tagged else []})]
+    nbformat.write(new_notebook(cells=cells + [new_code_cell(s) for s in sources]), path)
+    return path
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    "A project of its own, so that nothing here touches the real runs and reports."
+    shutil.copy(ROOT / "settings.ini", tmp_path)
+    (tmp_path / "params.yaml").write_text("gate: {x: 41}\n")
+    monkeypatch.setenv("CXR_ROOT", str(tmp_path))
+    return tmp_path
+
+
+def test_parameters_arrive_and_two_runs_are_equal(project):
+    nb = notebook(project / "a.ipynb", "import time, sys\nprint(profile, run, x + 1)\nfor i in range(3): print(f'\\r{i} {time.time()}', end='', file=sys.stderr)\nprint('\\rdone', file=sys.stderr)")
+    digests = []
+    for _ in range(2):
+        report = pipeline.run_stage("gate", notebook=nb)
+        digests.append(hashlib.sha256(report.read_bytes()).hexdigest())
+        assert "sample runs/sample 42" in report.read_text()
+        assert report.with_suffix(".html").stat().st_size > 1000
+    assert digests[0] == digests[1]
+
+
+def test_untagged_notebook_is_refused(project):
+    with pytest.raises(SetupError) as e:
+        pipeline.run_stage("gate", notebook=notebook(project / "b.ipynb", "print(x)", tagged=False))
+    assert e.value.code == "no_parameters_tag"
+
+
+def test_failed_cell_says_its_sentence_and_keeps_the_half_run_notebook(project):
+    nb = notebook(project / "c.ipynb", "from cxr_pred.core import SetupError\nraise SetupError('missing_set', 'chest_xray is absent.', 'Run cxr-pred fetch-data kermany.')")
+    with pytest.raises(CxrError) as e:
+        pipeline.run_stage("gate", notebook=nb)
+    assert e.value.code == "stage_failed" and "cxr-pred fetch-data kermany" in str(e.value)
+    assert (project / "reports/sample/gate.html").exists()
+
+
+def stages(path):
+    return yaml.safe_load(path.read_text())["stages"]
+
+
+def test_both_profiles_run_the_same_stages():
+    ours, clinical = stages(ROOT / "dvc.yaml"), stages(ROOT / "profiles/clinical/dvc.yaml")
+    assert list(ours) == HERE
+    assert list(clinical) == [s for s in HERE if s != "sample"]
+    for name, stage in clinical.items():
+        assert stage["cmd"] == f"python -m cxr_pred.pipeline {name} --profile clinical" and stage["wdir"] == "../.."
+        mine = {o if isinstance(o, str) else next(iter(o)) for o in ours[name]["outs"]}
+        theirs = {o if isinstance(o, str) else next(iter(o)) for o in stage["outs"]}
+        assert {o.replace("runs/sample", "runs/clinical") for o in mine} == theirs, name
+
+
+@pytest.mark.parametrize("stage", HERE)
+def test_stage_notebook_has_its_parameters(stage):
+    nb = nbformat.read(pipeline.stage_notebook(stage), as_version=4)
+    declared = pipeline.declared_parameters(nb)
+    for profile in ("sample",) if stage == "sample" else ("sample", "clinical"):
+        params = pipeline.stage_parameters(stage, profile, declared)
+        assert declared - set(params) == set(), f"params.yaml leaves out {declared - set(params)}"
+    assert not any(c.get("outputs") for c in nb.cells), "pipeline notebooks are committed without outputs"
+    assert not any(line.startswith(("def ", "class ")) for c in nb.cells if c.cell_type == "code" for line in c.source.splitlines())
+
+
+@pytest.mark.parametrize("stage", HERE)
+def test_dvc_depends_on_the_code_that_a_stage_imports(stage):
+    nb = nbformat.read(pipeline.stage_notebook(stage), as_version=4)
+    import re
+    code = "\n".join(c.source for c in nb.cells if c.cell_type == "code")
+    used = {m.replace(".", "/") for m in re.findall(r"from (cxr_pred[\w.]*) import", code)}
+    deps = stages(ROOT / "dvc.yaml")[stage]["deps"]
+    assert f"nbs/pipelines/{stage}.ipynb" in deps
+    for module in used:
+        assert any(d.removesuffix(".py") == module or module.startswith(d + "/") for d in deps), f"{module} is no dep of {stage}"
