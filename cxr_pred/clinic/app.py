@@ -75,8 +75,7 @@ def follow(
     give_up_s: float = 300,
 ):
     "Yield the card again when the explanation has been written; nothing where it is not awaited."
-    end = time.monotonic() + give_up_s
-    waited = False
+    end, waited = time.monotonic() + give_up_s, False
     while study_id and room.report(study_id).explanation_status == "pending" and time.monotonic() < end:
         waited = True
         time.sleep(0.3)
@@ -107,7 +106,8 @@ PAGE_CSS = CSS + ".gradio-container{" + LIGHT + "} .dark .gradio-container, .dar
 #top h1{font-size:1.35rem;font-weight:650;margin:.2rem 0 0;color:var(--ink)} #top p{margin:0;color:var(--soft)} #top{padding:.4rem 0 .2rem}
 #always{position:fixed;left:0;right:0;bottom:0;z-index:50;background:var(--warn-bg);color:var(--warn);border-top:1px solid var(--line);padding:.55rem 1rem;text-align:center;font-size:.9rem;line-height:1.35}
 .gradio-container .cxr .disclaimer{display:none} #answer{overflow:visible} #answer .cxr{min-height:9rem}
-#drop{min-height:150px} #examples .caption-label{font-size:.75rem} .quiet{color:var(--soft);font-size:.9rem}
+.lead h2{font-size:1rem;font-weight:650;margin:0;color:var(--ink)} .lead p{margin:0;font-size:.88rem;color:var(--soft)} #side{gap:.7rem}
+#drop{min-height:150px;border:1.5px dashed var(--accent);border-radius:10px} #drop .wrap{color:var(--accent)} #examples .grid-container{grid-template-columns:1fr 1fr;gap:.5rem} #examples .caption-label{font-size:.75rem} .quiet{color:var(--soft);font-size:.9rem}
 @media (max-width:640px){#always{font-size:.78rem;padding:.45rem .8rem} .gradio-container{padding-left:.6rem!important;padding-right:.6rem!important} .cxr{padding:1rem}}
 @media print{#always,#side,#top,#doctor{display:none!important}}"""
 
@@ -147,21 +147,24 @@ def build_page(room: ReadingRoom):
     "The page, a `gradio.Blocks`."
     import gradio as gr
     films = example_films(room)
-    with gr.Blocks(title=S["title"], delete_cache=(600, 1800)) as page:
-        gr.HTML(f'<h1>{S["title"]}</h1><p>{S["tagline"]}</p>', elem_id="top")
-        gr.HTML(f'<div id="always" role="note">{S["disclaimer"]}</div>')
+    if films: gr.set_static_paths([films[0].parent])  # shown from where they are: in the upload folder somebody's upload of the same film would delete them
+    with gr.Blocks(title=S["title"], delete_cache=(600, 1800), fill_width=True) as page:
+        gr.HTML(f'<h1>{S["title"]}</h1><p>{S["tagline"]}</p><div id="always" role="note">{S["disclaimer"]}</div>', elem_id="top")
         study = gr.State("")
         with gr.Row():
             with gr.Column(scale=1, min_width=290, elem_id="side"):
-                drop = gr.File(label=S["drop"], elem_id="drop", height=170)
+                gr.HTML(f'<h2>{S["drop"]}</h2><p>{S["drop_note"]}</p>', elem_classes="lead")
+                drop = gr.File(label=S["drop"], show_label=False, elem_id="drop", height=150)
                 about = patient_fields()
-                if films: gallery = gr.Gallery([(str(f), f.stem.replace("_", " ").capitalize()) for f in films], label=S["examples"], columns=2, height="auto", allow_preview=False, interactive=False, buttons=[], elem_id="examples")
+                if films:
+                    gr.HTML(f'<h2>{S["examples"]}</h2><p>{S["examples_note"]}</p>', elem_classes="lead")
+                    gallery = gr.Gallery([(str(f), f.stem.replace("_", " ").capitalize()) for f in films], label=S["examples"], show_label=False, columns=2, height="auto", allow_preview=False, interactive=False, buttons=[], object_fit="cover", elem_id="examples")
             with gr.Column(scale=3, min_width=320): answer = gr.HTML(waiting_card(), elem_id="answer")
         physician_fields(room, study)
 
         def dropped(path, *about): return *(read(room, take(path), *about) if path else (waiting_card(), "")), None
         def chosen(event: gr.SelectData, *about): return read(room, films[event.index].read_bytes(), *about)
-        def explained(study_id): yield from follow(room, study_id)
+        def explained(study_id): yield gr.skip(); yield from follow(room, study_id)  # a generator that yields nothing would empty the card
         after = dict(inputs=study, outputs=answer, show_progress="hidden", concurrency_limit=16, api_visibility="private")
         drop.upload(dropped, [drop, *about], [answer, study, drop], concurrency_limit=4, show_progress_on=answer, api_visibility="private").then(explained, **after)
         if films: gallery.select(chosen, about, [answer, study], concurrency_limit=4, show_progress_on=answer, api_visibility="private").then(explained, **after)

@@ -341,12 +341,12 @@ def pneumonia(ch: Chest, load: float, rng: np.random.Generator) -> tuple[list[Pa
 
 def covid(ch: Chest, load: float, rng: np.random.Generator) -> tuple[list[Patch], float]:
     "Place ground-glass patches, mostly on both sides, peripheral and low."
-    n = int(rng.integers(2, 4)) + int(round(5 * load))
+    n = int(rng.integers(2, 4)) + int(round(3.5 * load))
     sides = ["right", "left"] * n if rng.random() > 0.12 else [str(rng.choice(["right", "left"]))] * n
     out = []
     for s in sides[:n]:
         at = spot(ch, s, 0.35, 0.88, rng, 0.5, 0.98)
-        size = rng.uniform(1.0, 1.9) + 1.3 * load
+        size = rng.uniform(1.0, 1.8) + 1.2 * load
         fill = rng.uniform(0.12, 0.26) + 0.18 * load
         if rng.random() < 0.12: fill += 0.2
         out.append(Patch(blob(ch, s, at, (size * 0.85, size * 1.15), rng, 0.35), fill, s, rng.uniform(0.5, 0.9), 0.55, 0.6))

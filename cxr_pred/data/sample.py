@@ -257,7 +257,7 @@ def plant_troubles(
         r = pngs[int(rng.integers(len(pngs)))]
         file = f"films/{r['label']}/{r['patient_id'].lower()}_x{k}.{ending}"
         (Path(folder) / file).write_bytes(make(r))
-        known = r if trouble == "duplicate" else {**r, "severity": "", "lesion_extent": "", "regions": ""}
+        known = r if trouble == "duplicate" else {**r, "severity": "", "lesion_extent": np.nan, "regions": ""}
         out.append({**known, "file": file, "trouble": trouble})
     return out
 
