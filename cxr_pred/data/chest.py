@@ -175,8 +175,8 @@ def ribs(k: int, sign: int, tilt: float, pitch: float) -> tuple[Bone, Bone]:
     front = [(x, far - 0.2), (0.95 * x, far + 0.42 * fall + 0.5), (0.75 * x, far + 0.86 * fall + 0.4), (max(end, 0.42 * x), far + fall + 0.3)]
     s = np.array([sign, 1])
     w = 0.56 if k else 0.62
-    return (bone(np.array(back) * s, [(0, w, w), (0.5, w * 1.05, w * 1.05), (1, w * 0.75, w * 0.75)], 0.26, (0.2, 0.4)),
-            bone(np.array(front) * s, [(0, w * 0.75, w * 0.75), (0.6, w, w), (1, w * 1.12, w * 1.12)], 0.2, (0.4, 0.3)))
+    return (bone(np.array(back) * s, [(0, w, w), (0.5, w * 1.05, w * 1.05), (1, w * 0.75, w * 0.75)], 0.19, (0.2, 0.4)),
+            bone(np.array(front) * s, [(0, w * 0.75, w * 0.75), (0.6, w, w), (1, w * 1.12, w * 1.12)], 0.14, (0.4, 0.3)))
 
 
 def draw_ribs(c: Canvas, rng: np.random.Generator) -> None:
@@ -329,8 +329,8 @@ def pneumonia(ch: Chest, load: float, rng: np.random.Generator) -> tuple[list[Pa
     "Place a consolidation, mostly in one lower lobe. `load` from 0 to 1 is how much; returns patches and air in the bronchi."
     side = rng.choice(["right", "left"])
     low, high = [(0.62, 0.85), (0.42, 0.6), (0.18, 0.38)][int(rng.choice(3, p=[0.62, 0.26, 0.12]))]
-    size = 1.9 + 3.3 * load
-    fill = rng.uniform(0.22, 0.45) + 0.35 * load
+    size = 2.3 + 3.2 * load
+    fill = rng.uniform(0.35, 0.6) + 0.35 * load
     at = spot(ch, str(side), low, high, rng, 0.1, 0.75)
     out = [Patch(blob(ch, str(side), at, (size * rng.uniform(0.9, 1.2), size * rng.uniform(0.7, 1.0)), rng), fill, str(side), rng.uniform(0.5, 0.9), 0.35, 1.0)]
     if rng.random() < 0.18:
@@ -346,8 +346,8 @@ def covid(ch: Chest, load: float, rng: np.random.Generator) -> tuple[list[Patch]
     out = []
     for s in sides[:n]:
         at = spot(ch, s, 0.35, 0.88, rng, 0.5, 0.98)
-        size = rng.uniform(1.0, 1.8) + 1.2 * load
-        fill = rng.uniform(0.12, 0.26) + 0.18 * load
+        size = rng.uniform(1.2, 2.0) + 1.4 * load
+        fill = rng.uniform(0.20, 0.34) + 0.22 * load
         if rng.random() < 0.12: fill += 0.2
         out.append(Patch(blob(ch, s, at, (size * 0.85, size * 1.15), rng, 0.35), fill, s, rng.uniform(0.5, 0.9), 0.55, 0.6))
     return out, 0.0
@@ -360,11 +360,11 @@ def tuberculosis(ch: Chest, load: float, rng: np.random.Generator) -> tuple[list
     for s in sides:
         top = 0.45 if rng.random() > 0.12 else 0.8
         at = spot(ch, s, 0.12, top - 0.08, rng, 0.2, 0.8)
-        size = rng.uniform(1.4, 2.2) + 2.3 * load
-        out.append(Patch(blob(ch, s, at, (size, size * 1.1), rng, 0.4), rng.uniform(0.16, 0.32) + 0.15 * load, s, 0.5, 0.9, 0.5))
+        size = rng.uniform(1.6, 2.4) + 2.3 * load
+        out.append(Patch(blob(ch, s, at, (size, size * 1.1), rng, 0.4), rng.uniform(0.24, 0.42) + 0.2 * load, s, 0.5, 0.9, 0.5))
         for _ in range(int(rng.integers(3, 7)) + int(8 * load)):
             spread = at + rng.normal(0, 0.6 * size + 0.6, 2)
-            if inside(ch, spread[None], s)[0]: out.append(Patch(blob(ch, s, spread, (r := rng.uniform(0.25, 0.5), r), rng, 0.15), rng.uniform(0.25, 0.5), s, 0.12, 0.2, 0.3))
+            if inside(ch, spread[None], s)[0]: out.append(Patch(blob(ch, s, spread, (r := rng.uniform(0.25, 0.5), r), rng, 0.15), rng.uniform(0.4, 0.7), s, 0.12, 0.2, 0.3))
     return out, 0.0
 
 

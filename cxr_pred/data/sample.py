@@ -85,7 +85,7 @@ def plan_films(
         left = n_films // len(LABELS) + (k < n_films % len(LABELS))
         while left:
             patient += 1
-            person, base = random_patient(who, 1000 * seed + patient), who.uniform(0.03, 1.0)
+            person, base = random_patient(who, 1000 * seed + patient), who.uniform(0.03, 0.25) if who.random() < 0.15 else who.uniform(0.2, 1.0)
             for _ in range(films := min(left, int(who.choice([1, 2, 3, 4], p=[0.2, 0.35, 0.3, 0.15])))):
                 number = len(plans)
                 views = ("PA", "PA", "PA", "AP") if label in CHEST else VIEWS[region(label)]
@@ -94,7 +94,7 @@ def plan_films(
     return plans
 
 # %% ../../nbs/data/sample.ipynb #c008
-LIMITS = {"chest": (0.08, 0.14), "limb": (0.25, 0.42)}  # extent from which a finding is moderate, severe
+LIMITS = {"chest": (0.10, 0.17), "limb": (0.25, 0.42)}  # extent from which a finding is moderate, severe
 
 
 def severity(
