@@ -69,8 +69,9 @@ def add_error_handlers(app: FastAPI, rejects) -> None:
     "Answer every error of an application with a problem, and count those that senders caused."
     def of_error(request: Request, e: Exception) -> JSONResponse:
         answer = public(e)
-        if answer.status_code >= 500: log.error("%s: %s", type(e).__name__, getattr(e, "code", ""), exc_info=e)
-        else: rejects.labels(e.code).inc()
+        if isinstance(e, InputError): rejects.labels(e.code).inc()
+        elif isinstance(e, CxrError): log.warning("%s", e.code)
+        else: log.error("%s", type(e).__name__, exc_info=e)
         return answer
 
     def of_request(request: Request, e: RequestValidationError) -> JSONResponse:

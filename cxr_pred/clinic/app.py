@@ -101,14 +101,14 @@ def example_films(room: ReadingRoom) -> list[Path]:
     return sorted((bundle / "examples").glob("*.png"))
 
 
-PAGE_CSS = CSS + ".gradio-container{" + LIGHT + "} .dark .gradio-container, .dark.gradio-container{" + DARK + """}
-.gradio-container{max-width:1240px!important;margin:0 auto;padding-bottom:5.5rem!important;background:transparent!important} footer{display:none!important}
+PAGE_CSS = CSS.replace(".cxr ", ".gradio-container.gradio-container .cxr ") + ".gradio-container{" + LIGHT + "} .dark .gradio-container, .dark.gradio-container{" + DARK + """}
+.gradio-container{width:100%!important;max-width:1280px!important;margin:0 auto!important;padding-bottom:5.5rem!important;background:transparent!important} footer{display:none!important}
 #top h1{font-size:1.35rem;font-weight:650;margin:.2rem 0 0;color:var(--ink)} #top p{margin:0;color:var(--soft)} #top{padding:.4rem 0 .2rem}
 #always{position:fixed;left:0;right:0;bottom:0;z-index:50;background:var(--warn-bg);color:var(--warn);border-top:1px solid var(--line);padding:.55rem 1rem;text-align:center;font-size:.9rem;line-height:1.35}
-.gradio-container .cxr .disclaimer{display:none} #answer{overflow:visible} #answer .cxr{min-height:9rem}
-.lead h2{font-size:1rem;font-weight:650;margin:0;color:var(--ink)} .lead p{margin:0;font-size:.88rem;color:var(--soft)} #side{gap:.7rem}
-#drop{min-height:150px;border:1.5px dashed var(--accent);border-radius:10px} #drop .wrap{color:var(--accent)} #examples .grid-container{grid-template-columns:1fr 1fr;gap:.5rem} #examples .caption-label{font-size:.75rem} .quiet{color:var(--soft);font-size:.9rem}
-@media (max-width:640px){#always{font-size:.78rem;padding:.45rem .8rem} .gradio-container{padding-left:.6rem!important;padding-right:.6rem!important} .cxr{padding:1rem}}
+.gradio-container .cxr .disclaimer{display:none} #answer{overflow:visible;padding:0} #answer .html-container{padding:0!important} #answer .cxr{min-height:9rem}
+#side .lead h2{font-size:1rem;font-weight:650;margin:0;color:var(--ink)} #side .lead p{margin:0;font-size:.88rem;color:var(--soft)} #side{gap:.7rem}
+#drop{min-height:150px;border:1.5px dashed var(--accent);border-radius:10px} #drop .wrap{color:var(--accent)} #examples .grid-container{grid-template-columns:1fr 1fr!important;gap:.5rem;height:auto!important;min-height:0} #examples .grid-wrap{height:auto!important;min-height:0!important;max-height:none} #examples .caption-label{font-size:.75rem} .quiet{color:var(--soft);font-size:.9rem}
+@media (max-width:640px){#always{font-size:.78rem;padding:.45rem .8rem} .gradio-container main{padding:.6rem .8rem!important} .cxr{padding:1rem}}
 @media print{#always,#side,#top,#doctor{display:none!important}}"""
 
 
@@ -165,9 +165,10 @@ def build_page(room: ReadingRoom):
         def dropped(path, *about): return *(read(room, take(path), *about) if path else (waiting_card(), "")), None
         def chosen(event: gr.SelectData, *about): return read(room, films[event.index].read_bytes(), *about)
         def explained(study_id): yield gr.skip(); yield from follow(room, study_id)  # a generator that yields nothing would empty the card
+        show = dict(fn=None, js="() => { const a = document.querySelector('#answer'), y = a.getBoundingClientRect().top; if (y < 0 || y > innerHeight / 2) a.scrollIntoView({block: 'start'}) }", queue=False)
         after = dict(inputs=study, outputs=answer, show_progress="hidden", concurrency_limit=16, api_visibility="private")
-        drop.upload(dropped, [drop, *about], [answer, study, drop], concurrency_limit=4, show_progress_on=answer, api_visibility="private").then(explained, **after)
-        if films: gallery.select(chosen, about, [answer, study], concurrency_limit=4, show_progress_on=answer, api_visibility="private").then(explained, **after)
+        drop.upload(dropped, [drop, *about], [answer, study, drop], concurrency_limit=4, show_progress_on=answer, api_visibility="private").then(**show).then(explained, **after)
+        if films: gallery.select(chosen, about, [answer, study], concurrency_limit=4, show_progress_on=answer, api_visibility="private").then(**show).then(explained, **after)
     return page
 
 # %% ../../nbs/clinic/app.ipynb #c017
@@ -180,5 +181,5 @@ def mount(
     uploads.mkdir(parents=True, exist_ok=True)
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1", GRADIO_TEMP_DIR=str(uploads))
     import gradio as gr
-    gr.mount_gradio_app(app, build_page(room), path="/", theme=theme(), css=PAGE_CSS, footer_links=[], show_error=False, ssr_mode=False,
+    gr.mount_gradio_app(app, build_page(room), path="/", theme=theme(), head=f"<style>{PAGE_CSS}</style>", footer_links=[], show_error=False, ssr_mode=False,
                         max_file_size=int(settings().max_upload_mb * 2**20), enable_monitoring=False)

@@ -133,20 +133,21 @@ CSS = ".cxr{" + LIGHT + "} .dark .cxr{" + DARK + """}
 .cxr .routine{background:var(--good-bg);color:var(--good)} .cxr .soon{background:var(--warn-bg);color:var(--warn)} .cxr .urgent{background:var(--bad-bg);color:var(--bad)}
 .cxr .sure{font-size:1.1rem;margin-top:.35rem} .cxr .soft{color:var(--soft);font-size:.92rem}
 .cxr .grid{display:grid;grid-template-columns:minmax(0,1fr);gap:1.3rem;margin-top:1.1rem}
-.cxr .pictures{display:grid;grid-template-columns:1fr 1fr;gap:.8rem} .cxr figcaption{font-size:.85rem;color:var(--soft);margin-top:.35rem}
+.cxr .grid{grid-template-areas:'pic' 'text' 'bars' 'about'} .cxr .pic{grid-area:pic} .cxr .text{grid-area:text} .cxr .bars{grid-area:bars} .cxr .about{grid-area:about}
+.cxr .pictures{display:grid;grid-template-columns:minmax(0,1fr) minmax(0,1fr);gap:1rem} .cxr figcaption{font-size:.85rem;color:var(--soft);margin-top:.35rem}
 .cxr .pictures.single{grid-template-columns:minmax(0,22rem)}
-.cxr .stack{position:relative;background:#000;border-radius:8px;overflow:hidden;line-height:0} .cxr .stack img{width:100%;height:auto;display:block;margin:0} .cxr .stack .over{position:absolute;inset:0;opacity:var(--heat,1)}
+.cxr .stack{position:relative;background:#000;border-radius:8px;overflow:hidden;line-height:0} .cxr .stack img{width:100%;height:auto;max-height:27rem;object-fit:contain;display:block;margin:0;border-radius:0} .cxr .stack .over{position:absolute;inset:0;height:100%;opacity:var(--heat,1)}
 .cxr .slider{display:flex;gap:.6rem;align-items:center;font-size:.85rem;color:var(--soft);margin-top:.35rem} .cxr .slider input{flex:1;min-width:0;accent-color:var(--accent)}
-.cxr .bar{display:grid;grid-template-columns:minmax(0,15rem) 1fr 3.2rem;gap:.7rem;align-items:center;font-size:.93rem;padding:.16rem 0} .cxr .bar .rail{height:.6rem;border-radius:9px;background:var(--tint);overflow:hidden}
+.cxr .bar{display:grid;grid-template-columns:minmax(0,1.15fr) minmax(0,1fr) 3rem;gap:.7rem;align-items:center;font-size:.93rem;padding:.16rem 0} .cxr .bar .rail{height:.6rem;border-radius:9px;background:var(--tint);overflow:hidden}
 .cxr .bar i{display:block;height:100%;border-radius:9px;background:var(--rest)} .cxr .bar.in i{background:var(--bar)} .cxr .bar.in .n{font-weight:600} .cxr .bar b{text-align:right;font-weight:500;font-variant-numeric:tabular-nums}
 .cxr details{margin-top:.3rem} .cxr summary{cursor:pointer;color:var(--accent);font-size:.92rem}
 .cxr ul{padding-left:1.2rem;list-style:disc} .cxr li{margin:.25rem 0;color:inherit} .cxr .text p+p{margin-top:.5rem}
 .cxr .note{background:var(--tint);border-radius:8px;padding:.7rem .9rem} .cxr dl{display:grid;grid-template-columns:auto 1fr;gap:.15rem .9rem;margin:0;font-size:.93rem} .cxr dt{color:var(--soft)} .cxr dd{margin:0}
-.cxr .disclaimer{border-left:4px solid var(--warn);background:var(--warn-bg);color:var(--warn);padding:.6rem .9rem;border-radius:6px;font-size:.93rem;margin-top:1.2rem} .cxr .end{margin-top:.8rem;font-size:.8rem;color:var(--soft);overflow-wrap:anywhere} .cxr .end a,.cxr a{color:var(--accent)}
+.cxr .disclaimer{border-left:4px solid var(--warn);background:var(--warn-bg);color:var(--warn);padding:.6rem .9rem;border-radius:6px;font-size:.93rem;margin-top:1.2rem} .cxr .end{margin-top:.8rem;font-size:.8rem;color:var(--soft);overflow-wrap:anywhere} .cxr a{color:var(--accent);padding:0} .cxr .end{display:flex;flex-wrap:wrap;gap:.2rem 1rem}
 .cxr .pending::before{content:"";display:inline-block;width:.8em;height:.8em;margin-right:.5em;border:2px solid var(--line);border-top-color:var(--accent);border-radius:50%;animation:cxr-turn 1s linear infinite;vertical-align:-.05em} @keyframes cxr-turn{to{transform:rotate(1turn)}} @media (prefers-reduced-motion:reduce){.cxr .pending::before{animation:none}}
-@container (min-width:860px){.cxr .grid{grid-template-columns:minmax(0,1.15fr) minmax(0,1fr)} .cxr .grid .wide{grid-column:1/-1}}
-@container (max-width:430px){.cxr .pictures{grid-template-columns:1fr} .cxr .pictures.two .plain{display:none} .cxr .bar{grid-template-columns:1fr 3.2rem} .cxr .bar .rail{grid-column:1/-1;grid-row:2} .cxr h2{font-size:1.45rem}}
-@media print{.cxr{border:0;padding:0;font-size:11pt} .cxr .slider,.cxr .noprint{display:none!important} .cxr .stack .over{opacity:1} .cxr section,.cxr figure{break-inside:avoid} .cxr *{print-color-adjust:exact;-webkit-print-color-adjust:exact}}"""
+@container (min-width:680px){.cxr .grid{grid-template-columns:minmax(0,1.1fr) minmax(0,1fr);grid-template-areas:'pic pic' 'text bars' 'text about';grid-template-rows:auto auto 1fr;column-gap:2rem}}
+@container (max-width:430px){.cxr .pictures{grid-template-columns:minmax(0,1fr)} .cxr .pictures.two .plain{display:none} .cxr .bar{grid-template-columns:1fr 3rem;row-gap:.15rem} .cxr .bar .rail{grid-column:1/-1;grid-row:2} .cxr h2{font-size:1.45rem}}
+@media print{.cxr .pictures{grid-template-columns:1fr 1fr!important} .cxr .pictures.two .plain{display:block!important} .cxr .stack img{max-height:9cm} .cxr{border:0;padding:0;font-size:11pt} .cxr .slider,.cxr .noprint{display:none!important} .cxr .stack .over{opacity:1} .cxr section,.cxr figure{break-inside:avoid} .cxr *{print-color-adjust:exact;-webkit-print-color-adjust:exact}}"""
 
 # %% ../../nbs/clinic/report.ipynb #c022
 CARD = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string("""
@@ -158,7 +159,7 @@ CARD = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
 {% if r.explanation and (r.status == 'ok' or r.explanation.urgency != 'routine') %}<span class="chip {{ r.explanation.urgency }}">{{ s.urgency[r.explanation.urgency] }}</span>{% endif %}</div>
 {% if r.status == 'ok' %}<p class="sure">{{ sure }}</p><p class="soft">{{ in_set }}</p>{% elif not r.explanation %}<p class="sure">{{ s.reason[r.reason_code] }}</p>{% endif %}
 <div class="grid">
-{% if film %}<section><div class="pictures {{ 'two' if over else 'single' }}">
+{% if film %}<section class="pic"><div class="pictures {{ 'two' if over else 'single' }}">
 <figure class="plain"><div class="stack"><img src="{{ film }}" alt="{{ s.film }}"></div><figcaption>{{ s.film }}</figcaption></figure>
 {% if over %}<figure><div class="stack"><img src="{{ film }}" alt=""><img class="over" src="{{ over }}" alt="{{ s.heat }}: {{ zones }}"></div>
 <label class="slider">{{ s.opacity }}<input type="range" min="0" max="100" value="100" aria-label="{{ s.opacity }}" oninput="this.closest('figure').style.setProperty('--heat',this.value/100)"></label>
@@ -169,15 +170,15 @@ CARD = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
 {% if r.explanation.next_steps %}<h3 style="margin-top:1rem">{{ s.next_steps }}</h3><ul>{% for step in r.explanation.next_steps %}<li>{{ step }}</li>{% endfor %}</ul>{% endif %}
 <p class="soft">{{ s.source[r.explanation.source] }}</p>
 {% elif r.explanation_status == 'pending' %}<p class="pending" role="status">{{ s.explanation_pending }}</p>{% else %}<p class="soft">{{ s.explanation_off }}</p>{% endif %}</section>
-{% if r.status == 'ok' %}<section><h3>{{ s.confidence }}</h3>{{ rows(items[:4]) }}<details{{ ' open' if full }}><summary>{{ items[4:]|length }} more</summary>{{ rows(items[4:]) }}</details></section>
-{% elif r.finding %}<section><details{{ ' open' if full }}><summary>{{ s.considered }}</summary>{{ rows(items) }}</details></section>{% endif %}
-{% if r.status == 'ok' or flags or patient %}<section><h3>{{ s.quality }}</h3><dl>
+{% if r.status == 'ok' %}<section class="bars"><h3>{{ s.confidence }}</h3>{{ rows(items[:4]) }}<details{{ ' open' if full }}><summary>{{ items[4:]|length }} more</summary>{{ rows(items[4:]) }}</details></section>
+{% elif r.finding %}<section class="bars"><details{{ ' open' if full }}><summary>{{ s.considered }}</summary>{{ rows(items) }}</details></section>{% endif %}
+{% if r.status == 'ok' or flags or patient %}<section class="about"><h3>{{ s.quality }}</h3><dl>
 {% if r.status == 'ok' %}<dt>{{ s.zones }}</dt><dd>{{ zones }}</dd><dt>{{ s.severity }}</dt><dd>{{ s.severities[r.finding.severity] }}</dd>{% endif %}
 {% if patient %}<dt>{{ s.patient }}</dt><dd>{{ patient }}</dd>{% endif %}</dl>
 {% if flags %}<ul>{% for f in flags %}<li>{{ f }}</li>{% endfor %}</ul>{% endif %}</section>{% endif %}
 </div>
 <p class="disclaimer">{{ r.disclaimer }}</p>
-<p class="end">{% if link %}<a class="noprint" href="{{ link }}" target="_blank" rel="noopener">{{ s.report }}</a> · {% endif %}{{ s.study }} {{ r.study_id }} · {{ s.model }} {{ r.finding.model_version if r.finding else r.bundle_hash[:12] }}{% if r.timings.total_ms %} · {{ s.time.format(ms=r.timings.total_ms) }}{% endif %}</p>
+<p class="end">{% if link %}<a class="noprint" href="{{ link }}" target="_blank" rel="noopener">{{ s.report }}</a>{% endif %}<span>{{ s.study }} {{ r.study_id }}</span><span>{{ s.model }} {{ r.finding.model_version if r.finding else r.bundle_hash[:12] }}</span>{% if r.timings.total_ms %}<span>{{ s.time.format(ms=r.timings.total_ms) }}</span>{% endif %}</p>
 </article>""")
 
 

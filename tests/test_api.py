@@ -1,0 +1,301 @@
+"What the REST service does with good, bad, many and unwelcome requests."
+import concurrent.futures, io, json, os, re, struct, subprocess, sys, threading, time, zlib
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from cxr_pred.clinic.api import create_app
+from cxr_pred.core import reload_settings, root
+from cxr_pred.store import Store, new_id
+from cxr_pred.vision.classify import Classifier
+from cxr_pred.vision.toy import toy_bundle, toy_patterns
+
+FACTS = root() / "nbs" / "language" / "facts.yaml"
+
+
+def encoded(pixels, kind="PNG") -> bytes:
+    out = io.BytesIO(); Image.fromarray(pixels).save(out, kind); return out.getvalue()
+
+
+def pattern(n=1, size=(300, 340)) -> np.ndarray:
+    p = toy_patterns()[n]
+    p = (255 * (p - p.min()) / np.ptp(p)).astype(np.uint8)
+    return np.asarray(Image.fromarray(p).resize(size, Image.Resampling.BICUBIC))
+
+
+def dicom(pixels=None, **tags) -> bytes:
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID = ComputedRadiographyImageStorage, generate_uid(), ExplicitVRLittleEndian
+    ds = pydicom.Dataset()
+    ds.file_meta, ds.SOPClassUID, ds.SOPInstanceUID, ds.Modality = meta, meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID, "CR"
+    for k, v in tags.items(): setattr(ds, k, v)
+    if pixels is not None:
+        ds.Rows, ds.Columns, ds.BitsAllocated, ds.BitsStored, ds.HighBit = *pixels.shape, 8, 8, 7
+        ds.SamplesPerPixel, ds.PixelRepresentation, ds.PhotometricInterpretation, ds.PixelData = 1, 0, "MONOCHROME2", pixels.tobytes()
+    out = io.BytesIO(); pydicom.dcmwrite(out, ds, enforce_file_format=True); return out.getvalue()
+
+
+def huge_png(side=30_000) -> bytes:
+    "A valid PNG of 30,000 x 30,000 pixels in under 1 MB."
+    chunk = lambda t, d: struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d))
+    squeeze, rows = zlib.compressobj(9), bytes(side + 1)
+    body = b"".join(squeeze.compress(rows) for _ in range(side)) + squeeze.flush()
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def wait_ready(client, seconds=20):
+    end = time.monotonic() + seconds
+    while (r := client.get("/readyz")).status_code != 200:
+        assert time.monotonic() < end, r.text
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory): return Classifier(toy_bundle(tmp_path_factory.mktemp("bundle"), FACTS))
+
+
+@pytest.fixture
+def store(tmp_path):
+    s = Store(f"sqlite:///{tmp_path}/cxr.db", tmp_path / "state")
+    yield s
+    s.close()
+
+
+@pytest.fixture
+def client(classifier, store):
+    with TestClient(create_app(classifier, store, ui=False), raise_server_exceptions=False) as c:
+        wait_ready(c)
+        yield c
+
+
+@pytest.fixture
+def key(monkeypatch):
+    monkeypatch.setenv("CXR_PHYSICIAN_KEY", "a-long-key")
+    reload_settings()
+    yield {"Authorization": "Bearer a-long-key"}
+    monkeypatch.undo()
+    reload_settings()
+
+
+def send(client, data, name="film.png", path="/v1/predict", **form): return client.post(path, files={"file": (name, data)}, data=form)
+
+
+def problem_of(r, status=None) -> dict:
+    assert r.headers["content-type"] == "application/problem+json", r.text
+    p = r.json()
+    assert p["status"] == r.status_code and p["title"] and p["detail"] and re.fullmatch(r"[a-z_0-9]+", p["code"])
+    if status: assert r.status_code == status, p
+    return p
+
+
+@pytest.mark.parametrize("data, status, code", [
+    (b"this is a text file", 415, "unsupported_format"),
+    (encoded(pattern(), "JPEG")[:-3000], 422, "truncated"),
+    (b"", 422, "empty_file"),
+    (dicom(Rows=8, Columns=8), 422, "dicom_no_pixels"),
+    (encoded(pattern())[:900], 422, "truncated"),
+    (b"\x89PNG\r\n\x1a\n" + b"\0" * 64, 422, "corrupt"),
+    (b"GIF89a" + b"\0" * 64, 415, "unsupported_format"),
+    (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "unsupported_format"),
+], ids=["text", "cut_jpeg", "empty", "dicom_no_pixels", "cut_png", "broken_png", "gif", "svg"])
+def test_bad_input_is_a_problem_and_the_server_goes_on(client, store, data, status, code):
+    assert problem_of(send(client, data), status)["code"] == code
+    assert not list(store.films.iterdir()), "nothing of it is kept"
+    assert send(client, encoded(pattern())).json()["status"] == "ok"
+    assert f'cxr_rejects_total{{code="{code}"}} 1.0' in client.get("/metrics").text
+
+
+def test_a_picture_of_30000_by_30000_is_refused_fast(client):
+    data = huge_png()
+    start = time.perf_counter()
+    assert problem_of(send(client, data), 413)["code"] == "too_large"
+    assert time.perf_counter() - start < 1, "refused by its header, not after decoding 900 million pixels"
+
+
+@pytest.mark.parametrize("pixels, reason", [
+    (np.random.default_rng(0).integers(0, 256, (200, 240, 3), dtype=np.uint8), "not_a_radiograph"),
+    (np.full((100, 100), 77, np.uint8), "blank")])
+def test_what_is_no_film_is_an_answer(client, pixels, reason):
+    r = send(client, encoded(pixels))
+    assert r.status_code == 200 and (r.json()["status"], r.json()["reason_code"], r.json()["finding"]) == ("rejected", reason, None)
+    assert r.json()["explanation"]["next_steps"]
+    assert problem_of(client.get(f"/v1/studies/{r.json()['study_id']}/heatmap.png"), 404)["code"] == "no_heatmap"
+
+
+def test_dicom_leaves_nothing_that_names_the_patient(client, store, tmp_path):
+    film = dicom(pattern(), PatientName="Doe^Jane", PatientID="MRN-0815", PatientBirthDate="19700101", PatientAge="054Y", PatientSex="F", ViewPosition="PA", InstitutionName="St. Elsewhere")
+    r = send(client, film, "doe_jane_0815.dcm", patient_ref="MRN-0815").json()
+    assert r["status"] == "ok" and r["patient"] == {"age": 54, "sex": "F", "view": "PA", "symptoms": []}
+    again = send(client, film, patient_ref=" MRN-0815").json()
+    assert store.study(r["study_id"]).patient_hash == store.study(again["study_id"]).patient_hash is not None
+    kept = b"".join(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()) + json.dumps(r).encode() + client.get(f"/v1/studies/{r['study_id']}/report.html").content
+    for word in (b"doe", b"jane", b"0815", b"1970", b"elsewhere"): assert word not in kept.lower(), word
+
+
+def test_an_answer_is_recorded_before_it_is_sent(client, store):
+    r = send(client, encoded(pattern())).json()
+    with Store(str(store.engine.url), store.state).session() as s:
+        from cxr_pred.store import Study
+        assert s.get(Study, r["study_id"]).finding["label"] == r["finding"]["label"], "seen by another connection"
+    assert client.get(f"/v1/studies/{r['study_id']}").json() == r
+
+
+def test_no_record_no_answer(client, store):
+    from cxr_pred.store import Base
+    Base.metadata.drop_all(store.engine)
+    p = problem_of(send(client, encoded(pattern())), 503)
+    assert p["code"] == "store_unavailable" and "studies" not in json.dumps(p) and not list(store.films.iterdir())
+    Base.metadata.create_all(store.engine)
+    assert send(client, encoded(pattern())).status_code == 200, "it recovers by itself"
+
+
+def test_eight_at_once(client, store):
+    with concurrent.futures.ThreadPoolExecutor(8) as pool: answers = list(pool.map(lambda n: send(client, encoded(pattern(n % 10))).json(), range(40)))
+    assert len({a["study_id"] for a in answers}) == 40
+    assert all(a["finding"]["label"] == send(client, encoded(pattern(n))).json()["finding"]["label"] for n, a in enumerate(answers[:10])), "no answer is another's"
+    assert sum(1 for a in answers if store.study(a["study_id"])) == 40
+
+
+def test_the_service_answers_while_a_film_is_read(client, classifier, monkeypatch):
+    held, go = threading.Event(), threading.Event()
+    real = type(classifier).classify
+    def slow(self, film): held.set(); assert go.wait(10); return real(self, film)
+    monkeypatch.setattr(type(classifier), "classify", slow)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        film = pool.submit(send, client, encoded(pattern()))
+        assert held.wait(10)
+        assert client.get("/healthz").status_code == 200 and not film.done()
+        go.set()
+        assert film.result().status_code == 200
+
+
+def test_explain_false(client):
+    r = send(client, encoded(pattern()), path="/v1/predict?explain=false").json()
+    assert (r["explanation"], r["explanation_status"]) == (None, "off")
+    assert problem_of(client.get(f"/v1/studies/{r['study_id']}/explanation"), 404)["code"] == "no_explanation"
+
+
+def test_a_pending_explanation_is_streamed_until_it_is_written(client, store, classifier):
+    from cxr_pred.clinic.reading import explanation_for, study_row
+    from cxr_pred.clinic.report import read_study
+    report, film, heat = read_study(classifier, encoded(pattern()))
+    store.add_study(study_row(report.model_copy(update={"explanation_status": "pending"}), heat), film.pixels)
+    e = explanation_for(report, client.app.state.room.facts)
+    later = threading.Timer(0.7, lambda: store.set_explanation(report.study_id, e.model_dump(mode="json")))
+    later.start()
+    events = re.findall(r"event: (\w+)\ndata: (.*)\n\n", client.get(f"/v1/studies/{report.study_id}/explanation").text)
+    later.join()
+    assert [n for n, _ in events] == ["pending", "explanation"] and json.loads(events[-1][1]) == e.model_dump(mode="json")
+
+
+@pytest.mark.parametrize("path", ["", "/explanation", "/heatmap.png", "/report.html"])
+@pytest.mark.parametrize("study_id", [new_id(), "1", "..%2f..%2fpatient.key", "%00", "é" * 40])
+def test_unknown_studies(client, path, study_id): assert problem_of(client.get(f"/v1/studies/{study_id}{path}"), 404)["code"] in ("no_such_study", "not_found")
+
+
+def test_requests_that_do_not_fit(client):
+    for form in ({"age": "old"}, {"age": "-3"}, {"age": "nan"}, {"sex": "x"}, {"symptoms": "Jane Doe, 12 High Street"}, {"patient_ref": "x" * 201}):
+        p = problem_of(send(client, encoded(pattern()), **form), 422)
+        assert p["code"] == "invalid_request" and p["errors"][0]["where"].startswith("body") and "Jane" not in json.dumps(p)
+    assert problem_of(client.post("/v1/predict", data={"file": "text"}), 422)["code"] == "invalid_request"
+    assert problem_of(client.post("/v1/predict", content=b"{}"), 422)["code"] == "invalid_request"
+    assert problem_of(client.get("/v1/predict"), 405)["code"] == "method_not_allowed"
+    assert problem_of(client.get("/v1/nothing"), 404)["code"] == "not_found"
+
+
+def test_body_limit_by_header_and_while_streaming(classifier, store, monkeypatch):
+    monkeypatch.setenv("CXR_MAX_UPLOAD_MB", "0.1"); reload_settings()
+    try: app = create_app(classifier, store, ui=False)
+    finally: monkeypatch.undo(); reload_settings()
+    with TestClient(app, raise_server_exceptions=False) as client:
+        wait_ready(client)
+        assert problem_of(send(client, b"x" * 200_000), 413)["code"] == "too_large"
+        read = 0
+        def endless():
+            nonlocal read
+            yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="f.png"\r\n\r\n'
+            for _ in range(50): read += 10_000; yield b"x" * 10_000
+        r = client.post("/v1/predict", content=endless(), headers={"content-type": "multipart/form-data; boundary=b"})
+        assert problem_of(r, 413)["code"] == "too_large"
+        assert problem_of(client.post("/v1/predict", content=b"", headers={"content-length": "many"}), 400)["code"] == "bad_request"
+        assert send(client, encoded(pattern())).json()["status"] == "ok"
+
+
+def test_feedback_is_for_physicians(client, key, store):
+    study = send(client, encoded(pattern())).json()["study_id"]
+    answer = {"study_id": study, "physician": "dr-a", "confirmed_label": "PNEUMONIA", "severity": "mild"}
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic a-long-key"}, {"Authorization": "Bearer "}):
+        assert problem_of(client.post("/v1/feedback", json=answer, headers=headers), 401)["code"] == "wrong_key"
+    r = client.post("/v1/feedback", json=answer, headers=key)
+    assert r.status_code == 201 and r.json()["agrees"] is True and r.json()["study_id"] == study
+    assert problem_of(client.post("/v1/feedback", json=answer | {"agrees": True, "confirmed_label": "NORMAL"}, headers=key), 422)["code"] == "contradiction"
+    assert problem_of(client.post("/v1/feedback", json=answer | {"study_id": new_id()}, headers=key), 404)["code"] == "no_such_study"
+    assert problem_of(client.post("/v1/feedback", json=answer | {"confirmed_label": "FLU"}, headers=key), 422)["code"] == "invalid_request"
+    from cxr_pred.store import feedback_frame
+    assert feedback_frame(store)[["physician", "confirmed_label", "severity", "agrees"]].values.tolist() == [["dr-a", "PNEUMONIA", "mild", True]]
+
+
+def test_feedback_is_closed_without_a_key(client):
+    assert problem_of(client.post("/v1/feedback", json={}, headers={"Authorization": "Bearer "}), 403)["code"] == "feedback_closed"
+
+
+def test_what_goes_wrong_inside_stays_inside(client, monkeypatch):
+    def broken(*a, **k): raise RuntimeError("secret detail in /srv/models")
+    monkeypatch.setattr(client.app.state.room.classifier, "classify", broken, raising=False)
+    r = send(client, encoded(pattern()))
+    assert problem_of(r, 500)["code"] == "internal_error" and "secret" not in r.text
+
+
+def test_not_ready_without_a_bundle(store, monkeypatch, tmp_path):
+    monkeypatch.setenv("CXR_BUNDLE", str(tmp_path / "nowhere")); reload_settings()
+    try:
+        with TestClient(create_app(None, store, ui=False), raise_server_exceptions=False) as client:
+            p = problem_of(send(client, encoded(pattern())), 503)
+            assert p["code"] == "no_bundle" and str(tmp_path) not in json.dumps(p)
+            assert problem_of(client.get("/readyz"), 503)["code"] == "no_bundle" and client.get("/healthz").status_code == 200
+    finally: monkeypatch.undo(); reload_settings()
+
+
+def test_openapi_names_every_address(client):
+    paths = client.get("/openapi.json").json()["paths"]
+    assert set(paths) == {"/v1/predict", "/v1/studies/{study_id}", "/v1/studies/{study_id}/explanation", "/v1/studies/{study_id}/heatmap.png", "/v1/studies/{study_id}/report.html", "/v1/feedback", "/healthz", "/readyz", "/metrics"}
+    docs = client.get("/docs").text
+    assert all(p in docs for p in paths) and "<script" not in docs and not re.findall(r'(?:src|href)="(?:https?:)?//', docs)
+
+
+SERVED = """
+import sys, threading, time, socket
+from pathlib import Path
+import httpx, uvicorn
+from cxr_pred.clinic.api import create_app
+from cxr_pred.store import Store
+from cxr_pred.vision.classify import Classifier
+bundle, state, film = map(Path, sys.argv[1:])
+s = socket.socket(); s.bind(("127.0.0.1", 0))
+server = uvicorn.Server(uvicorn.Config(create_app(Classifier(bundle), Store(f"sqlite:///{state}/cxr.db", state)), log_level="error"))
+threading.Thread(target=server.run, kwargs={"sockets": [s]}, daemon=True).start()
+url = f"http://127.0.0.1:{s.getsockname()[1]}"
+for _ in range(300):
+    try:
+        if httpx.get(url + "/readyz").status_code == 200: break
+    except httpx.TransportError: pass
+    time.sleep(0.05)
+r = httpx.post(url + "/v1/predict", files={"file": film.read_bytes()}, timeout=30)
+assert r.status_code == 200 and r.json()["finding"], r.text
+assert "gradio" in httpx.get(url + "/").text
+print("gradio" in sys.modules, sorted(m for m in ("torch", "torchvision", "transformers", "litgpt", "timm", "lightning", "mlflow") if m in sys.modules))
+"""
+
+
+def test_the_process_that_classifies_does_not_import_torch(classifier, tmp_path):
+    (tmp_path / "film.png").write_bytes(encoded(pattern()))
+    r = subprocess.run([sys.executable, "-W", "ignore", "-c", SERVED, classifier.bundle.path, tmp_path / "state", tmp_path / "film.png"], capture_output=True, text=True, timeout=180, cwd=root(),
+                       env=os.environ | {"PYTHONPATH": str(root()), "CXR_STATE": str(tmp_path / "state")})
+    assert r.stdout.split("\n")[0] == "True []", r.stdout + r.stderr
+    assert not [p for p in (tmp_path / "state" / "uploads").rglob("*") if p.is_file() and "film" in p.name]
