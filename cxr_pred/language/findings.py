@@ -75,7 +75,7 @@ SEVERITIES = ("On this film it looks {severity}.", "The signs look {severity}.")
 OTHERS = ("It cannot rule out {others}.", "It also cannot rule out {others}, so a doctor has to decide.")
 FILMS = ("The film is not ideal ({flags}), which makes the answer less reliable.", "Because the film is not ideal ({flags}), the answer is less reliable.")
 CLOSINGS = ("This is a hint for a doctor, not a diagnosis.", "Only a doctor who examines you can confirm this.")
-NO_LEADS = {"abstained": ("The reader can't tell what this film shows.", "The reader has no answer for this film: it can't tell."),
+NO_LEADS = {"abstained": ("The reader can't tell what this film shows.", "The reader has no answer for this film; it can't tell."),
             "rejected": ("The reader did not read this picture.", "This picture was not read.")}
 
 
