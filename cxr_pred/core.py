@@ -106,7 +106,8 @@ class Settings(BaseSettings):
     physician_key: SecretStr | None = None       # bearer token that may post feedback; feedback is closed without it
     max_upload_mb: float = Field(40, gt=0)       # body limit of one upload
     max_pixels: int = Field(64_000_000, gt=0)    # pixels of one film; a 2022 mammography detector has 20 million
-    llm_timeout_s: float = Field(60, gt=0)       # after this the template answers
+    llm_base: Path | None = None                 # LitGPT checkpoint of the bundle's language base; found or fetched if None
+    llm_timeout_s: float = Field(120, gt=0)      # after this the template answers
     threads: int = Field(0, ge=0)                # ONNX Runtime threads a film; 0: all cores
 
 

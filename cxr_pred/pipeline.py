@@ -7,14 +7,14 @@ __all__ = ['STAGES', 'stage_notebook', 'declared_parameters', 'stage_parameters'
            'failure', 'run_stage', 'main']
 
 # %% ../nbs/03_pipeline.ipynb #c002
-import re, sys
+import os, re, sys
 from pathlib import Path
 from typing import Any
 
 from .core import CxrError, SetupError, check_profile, load_params, root, run_dir
 
 # %% ../nbs/03_pipeline.ipynb #c005
-STAGES = ("sample", "etl", "train_vit", "export_vit", "llm_base", "sft", "train_llm", "evaluate", "gate", "package")
+STAGES = ("sample", "etl", "train_vit", "export_vit", "llm_base", "sft", "train_llm", "evaluate", "evaluate_llm", "gate", "package")
 
 
 def stage_notebook(stage: str) -> Path:
@@ -101,6 +101,7 @@ def run_stage(
     params = stage_parameters(stage, profile, declared_parameters(nbformat.read(source, as_version=4)))
     report = root() / "reports" / profile / f"{stage}.ipynb"
     report.parent.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")  # bars are text here, on purpose: the terminal shows them
     try:
         pm.execute_notebook(source, report, params, kernel_name="python3", language="python", cwd=root(), progress_bar=False,
                             stdout_file=sys.stdout, stderr_file=sys.stderr, extra_arguments=["--log-level=40"])

@@ -57,5 +57,5 @@ def halt_if_failed(
     "Raise `CxrError` naming each failed gate whose action is to halt."
     failed = [g for g in result["gates"] if g["action"] == "halt" and g["passed"] is not True]
     if failed:
-        said = "; ".join(f"{g['name']} is {g.get('value', 'not measured')}, has to be {g['wants']} {g['threshold']}" for g in failed)
+        said = "; ".join(f"{g['name']} was not measured" if g["passed"] == "not measured" else f"{g['name']} is {g.get('value', 'on the wrong side')}, has to be {g['wants']} {g['threshold']}" for g in failed)
         raise CxrError("gate_failed", f"The model does not go on: {said}.", "reports/ shows the evaluation; train better or look at the data, not at the threshold.")
