@@ -1,42 +1,60 @@
-# make run | test | lab: each sets up what is missing first.
+# make run | test | app | lab: each sets up what is missing first.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PROFILE ?= sample
 DATA ?=
+PORT ?= 8000
 BIN := .venv/bin
-ENV := PATH="$(CURDIR)/$(BIN):$$PATH" GRADIO_ANALYTICS_ENABLED=False DVC_NO_ANALYTICS=1
+# without compiled modules every process would compile torch and the rest again
+ENV := PATH="$(CURDIR)/$(BIN):$$PATH" GRADIO_ANALYTICS_ENABLED=False DVC_NO_ANALYTICS=1 PYTHONDONTWRITEBYTECODE=
 STAMP := .venv/.set-up
+PIPELINE := $(if $(filter sample,$(PROFILE)),dvc.yaml,profiles/$(PROFILE)/dvc.yaml)
 
-.PHONY: help setup run test lab test-deps
+.PHONY: help setup run test app lab release readme test-deps
 
 help:
-	@echo "make run     set up, then run the pipeline (PROFILE=sample, or PROFILE=clinical DATA=folder)"
-	@echo "make test    set up, then run all tests"
-	@echo "make lab     open the notebooks in JupyterLab"
+	@echo "make run        set up, run the pipeline, explain one film (PROFILE=sample, or PROFILE=clinical DATA=folder)"
+	@echo "make test       set up, then run all tests"
+	@echo "make app        set up, then the page and REST on http://127.0.0.1:$(PORT)/ (PORT=)"
+	@echo "make lab        set up, then the notebooks in JupyterLab"
+	@echo "make release    copy the clinical run's bundle to models/release"
+	@echo "make readme     write README.md from nbs/index.ipynb"
+	@echo "make test-deps  Debian packages that the full test can use (chromium)"
 
 setup: $(STAMP)
 
 $(STAMP): requirements.lock settings.ini setup.py
-	@echo "Setting up .venv from requirements.lock (about a minute, 7 GB)"
-	@test -x $(BIN)/python || python3 -m venv .venv || { echo "Python's venv is missing: apt-get install python3-venv"; exit 1; }
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	@$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements.lock
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@echo "Setting up .venv from requirements.lock (a minute or two, 7 GB)"
+	@command -v python3 >/dev/null || { echo "Python is missing. As root: apt-get install python3 python3-venv"; exit 1; }
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed, this is $$(python3 --version)."; exit 1; }
+	@test -x $(BIN)/pip || python3 -m venv .venv || { echo "Python's venv is missing. As root: apt-get install python3-venv"; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv || { echo "pip could not fetch uv. Check the network, or set PIP_INDEX_URL to a mirror; then run the same command again."; exit 1; }
+	@$(BIN)/uv pip sync --python $(BIN)/python requirements.lock || { echo "The packages could not be installed. Check the network (UV_INDEX_URL for a mirror) and the disk (7 GB); then run the same command again, it goes on where it stopped."; exit 1; }
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e . || { echo "The project itself could not be installed; is setup.py or settings.ini damaged? git status shows it."; exit 1; }
 	@touch $@
 
 run: setup
-ifeq ($(PROFILE),sample)
-	@$(ENV) dvc repro
-else
-	@$(if $(DATA),$(BIN)/python -c "import sys; from cxr_pred.data.fetch import link_data; print(link_data(sys.argv[1]))" "$(DATA)",true)
-	@$(ENV) dvc repro profiles/$(PROFILE)/dvc.yaml
-endif
+	@test -f $(PIPELINE) || { echo "There is no profile $(PROFILE). Use PROFILE=sample or PROFILE=clinical."; exit 1; }
+	@$(if $(DATA),$(ENV) cxr-pred link-data "$(DATA)",true)
+	@$(ENV) dvc repro $(PIPELINE) || { echo "The pipeline stopped; the reason is above. Stages that had finished are kept: correct the cause and run the same command again."; exit 1; }
+	@$(ENV) cxr-pred show --profile $(PROFILE)
 
 test: setup
 	@$(ENV) python -m pytest -q -rs --timeout=1200 tests
 
+app: setup
+	@$(ENV) cxr-pred app --port $(PORT)
+
 lab: setup
-	@$(ENV) jupyter lab nbs
+	@$(ENV) jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) nbs
+
+release: setup
+	@$(ENV) python -m cxr_pred.vision.bundle release
 
 test-deps:
+	@test "$$(id -u)" = 0 || { echo "This installs Debian packages: run it as root, or sudo make test-deps."; exit 1; }
 	apt-get update -q && apt-get install -y -q --no-install-recommends chromium
+
+# README.md is nbs/index.ipynb
+readme:
+	@$(ENV) jupyter nbconvert --log-level=ERROR --to markdown --stdout nbs/index.ipynb | sed 's#](\.\./#](#g' > $(or $(OUT),README.md)

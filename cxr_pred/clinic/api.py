@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['bearer', 'PRIVATE', 'CAN_FAIL', 'DOCS', 'Problem', 'problem', 'public', 'add_error_handlers', 'BodyLimit',
            'physician_only', 'sent_event', 'explanation_events', 'Kept', 'fails', 'add_reading', 'docs_page',
-           'add_operations', 'create_app', 'serve']
+           'add_operations', 'create_app', 'bound', 'serve']
 
 # %% ../../nbs/clinic/api.ipynb #c002
-import asyncio, os, time
+import asyncio, os, socket, time
 from contextlib import asynccontextmanager
 from datetime import datetime
 from http import HTTPStatus
@@ -27,10 +27,10 @@ from starlette.exceptions import HTTPException
 
 from .. import __version__
 from .reading import Answer, ReadingRoom, check_key
-from .report import Patient, Report, Sex, Symptom
+from .study import Patient, Report, Sex, Symptom
 from ..core import DISCLAIMER, CxrError, InputError, SetupError, log, settings
 from ..store import Store
-from ..vision.classify import Classifier
+from ..vision.classify import Classifier, load_bundle
 
 # %% ../../nbs/clinic/api.ipynb #c005
 class Problem(BaseModel):
@@ -251,9 +251,10 @@ def create_app(
     classifier: Classifier | None = None,  # opened from `find_bundle()` if None
     store: Store | None = None,            # opened from `settings()` if None
     ui: bool = True,                       # with the page at /
+    llm_url: str | None = None,            # base URL of the language service; `settings().llm_url` if None
 ) -> FastAPI:
     "The REST service, and the page; its `state.room` is the reading room."
-    room = ReadingRoom(classifier, store)
+    room = ReadingRoom(classifier, store, llm_url)
 
     @asynccontextmanager
     async def opened(app: FastAPI):
@@ -274,13 +275,25 @@ def create_app(
     return app
 
 # %% ../../nbs/clinic/api.ipynb #c025
+def bound(
+    host: str,
+    port: int,  # 0: any that is free
+) -> socket.socket:
+    "A listening socket. Raises `SetupError` cannot_listen where the address is taken or not ours."
+    try: return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048)
+    except OSError as e: raise SetupError("cannot_listen", f"{host}:{port} cannot be listened on: {e.strerror or e}.", "Stop what uses it, or take another port (make app PORT=8001).") from e
+
+
 def serve(
-    host: str = "127.0.0.1",  # loopback: nobody else's machine reaches it
-    port: int = 8000,
-    ui: bool = True,          # with the page at /
+    host: str = "127.0.0.1",     # loopback: nobody else's machine reaches it
+    port: int = 8000,            # 0: any that is free
+    ui: bool = True,             # with the page at /
+    llm_url: str | None = None,  # base URL of the language service; `settings().llm_url` if None
 ) -> None:
-    "Run the service until it is stopped. Raises `SetupError` where there is no bundle."
+    "Run the service until it is stopped, and print its address. Raises `SetupError`: no_bundle, cannot_listen."
     import uvicorn
-    from cxr_pred.vision.classify import load_bundle
     load_bundle()  # a service that can never be ready should not start
-    uvicorn.run(create_app(ui=ui), host=host, port=port, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=5)
+    sock = bound(host, port)
+    server = uvicorn.Server(uvicorn.Config(create_app(ui=ui, llm_url=llm_url), log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=5))
+    print(f"X-ray reader: http://{host}:{sock.getsockname()[1]}/ (REST: /docs). Ctrl-C stops it.", flush=True)
+    server.run(sockets=[sock])

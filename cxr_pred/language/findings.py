@@ -143,7 +143,7 @@ def template_explanation(
     return assemble(said, status, reason_code, finding, facts, source="template", verified=True, fallback_reason=fallback_reason)
 
 # %% ../../nbs/language/findings.ipynb #c021
-SYSTEM = "Explain this X-ray reading to the patient in plain words. Add no finding that is not listed."
+SYSTEM = "Explain this X-ray reading to the patient in plain words. Use the facts and steps as they stand. Add no finding that is not listed."
 
 
 def finding_prompt(
@@ -152,13 +152,14 @@ def finding_prompt(
     finding: Finding | None,
     facts: dict,
 ) -> str:
-    "The finding as a few lines of known words: what the language model is told."
+    "The finding as a few lines of known words, and the facts that belong to it: all that the language model is told."
     level = urgency(facts, status, reason_code, finding)
     if status != "ok" or finding is None: return f"answer: none\nreason: {reason_code.replace('_', ' ')}\nurgency: {level}"
     lines = {"answer": facts["classes"][str(finding.label)]["name"], "confidence": confidence_word(finding.probability), "severity": finding.severity,
              "place": joined(known_zones(finding) or ["none"]), "not ruled out": joined(not_ruled_out(finding, facts) or ["none"], "or"),
              "film": joined(known_flags(finding) or ["good"]), "urgency": level}
-    return "\n".join(f"{k}: {v}" for k, v in lines.items())
+    said = [f"facts: {' '.join(texts(entry(facts, status, reason_code, finding), 'what_it_is', 'feels_like'))}", *(f"step: {s}" for s in next_steps(facts, status, reason_code, finding))]
+    return "\n".join([*(f"{k}: {v}" for k, v in lines.items()), *said])
 
 # %% ../../nbs/language/findings.ipynb #c024
 def write_answer(

@@ -175,7 +175,7 @@ def urgency_problems(
     if not any(CUES[rule].search(s) for s in steps): yield f"urgency: no step says how soon ({rule})"
 
 # %% ../../nbs/language/verify.ipynb #c022
-LEAK = re.compile(r"<\||\|>|im_start|im_end|\b(?:answer|confidence|severity|place|not ruled out|film|urgency|reason|summary|details|next|user|assistant|system):|[A-Z]+_[A-Z]+|https?:|www\.|@|[{}\[\]#*_`\\]|language model|smollm|prompt|as an ai", re.I)
+LEAK = re.compile(r"<\||\|>|im_start|im_end|\b(?:answer|confidence|severity|place|not ruled out|film|urgency|reason|facts|step|summary|details|next|user|assistant|system):|[A-Z]+_[A-Z]+|https?:|www\.|@|[{}\[\]#*_`\\]|language model|smollm|prompt|as an ai", re.I)
 STRANGE = re.compile(r"[^\x20-\x7e\u2018\u2019\u201c\u201d\u2013\u2014]")
 
 

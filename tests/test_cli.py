@@ -1,0 +1,229 @@
+"The command line as scripts meet it: whole processes, exit statuses, one line a bad file, and services started and stopped."
+import json, os, re, subprocess, sys, threading, time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
+from pathlib import Path
+
+import httpx
+import pyarrow.parquet as pq
+import pytest
+from test_api import FACTS, cat, dicom, encoded, huge_png, pattern
+
+from cxr_pred.core import root
+from cxr_pred.vision.toy import toy_bundle
+
+CXR = [sys.executable, "-m", "cxr_pred.cli"]
+BAD = {"text.png": "unsupported_format", "cut.jpg": "truncated", "huge.png": "too_large", "empty.png": "empty_file", "no_pixels.dcm": "dicom_no_pixels"}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    "A toy bundle, and a folder of films: five that cannot be read, a cat, a film as PNG and as DICOM."
+    d = tmp_path_factory.mktemp("cli")
+    toy_bundle(d / "bundle", FACTS)
+    (d / "films").mkdir()
+    for name, data in {"text.png": b"not a film", "cut.jpg": encoded(pattern(), "JPEG")[:-3000], "huge.png": huge_png(), "empty.png": b"", "no_pixels.dcm": dicom(Rows=8, Columns=8),
+                       "cat.jpg": encoded(cat(), "JPEG"), "film.png": encoded(pattern()), "film.dcm": dicom(pattern(5))}.items(): (d / "films" / name).write_bytes(data)
+    return d
+
+
+def environment(place, **more):
+    "Ours alone; compiled modules are kept between processes, as they are on a user's machine."
+    own = {"CXR_BUNDLE": str(place / "bundle"), "CXR_STATE": str(place / "state"), "PYTHONPATH": str(root()), "PYTHONDONTWRITEBYTECODE": ""}
+    return {k: v for k, v in os.environ.items() if not k.startswith("CXR_")} | own | more
+
+
+def cxr(place, *args, **env):
+    return subprocess.run([*CXR, *map(str, args)], capture_output=True, text=True, cwd=place / "films", env=environment(place, **env), timeout=120)
+
+
+@contextmanager
+def service(place, *args, **env):
+    "A service of ours as a process: its address; stopped by its own pid."
+    p = subprocess.Popen([*CXR, *args, "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=place, env=environment(place, **env))
+    said = []
+    try:
+        while not (m := re.search(r"http://\S+?(?=/ )", said[-1] if said else "")):
+            line = p.stdout.readline()
+            assert line, "".join(said)
+            said.append(line)
+        threading.Thread(target=lambda: said.extend(p.stdout), daemon=True).start()
+        yield m[0], p, said
+    finally:
+        p.terminate()
+        try: p.wait(20)
+        except subprocess.TimeoutExpired: p.kill(); raise
+
+
+def ready(url, seconds=60):
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            if httpx.get(url + "/readyz", timeout=30).status_code == 200: return
+        except httpx.TransportError: pass
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_bad_files_cost_a_line_each_and_the_rest_is_answered(place):
+    names = [*BAD, "absent.png", "cat.jpg", "film.png", "film.dcm"]
+    start = time.perf_counter()
+    r = cxr(place, "predict", "--json", *names)
+    rows = {row["file"]: row for row in json.loads(r.stdout)}
+    assert r.returncode == 2 and list(rows) == names, "in the order in which they were given"
+    codes = BAD | {"absent.png": "not_found"}
+    assert {n: rows[n]["code"] for n in codes} == codes and all(rows[n]["status"] == "error" and rows[n]["message"] and rows[n]["hint"] for n in codes)
+    lines = r.stderr.splitlines()
+    assert len(lines) == len(codes) and all(l.startswith(f"{n}: [{c}] ") for l, (n, c) in zip(lines, codes.items())), r.stderr
+    assert (rows["cat.jpg"]["status"], rows["cat.jpg"]["reason_code"], rows["cat.jpg"]["finding"]) == ("rejected", "not_a_radiograph", None)
+    assert rows["film.png"]["finding"]["label"] == "PNEUMONIA" and rows["film.dcm"]["finding"]["label"] == "FRACTURE_FINGERS"
+    assert time.perf_counter() - start < 20, "900 million pixels were not decoded"
+
+
+def test_json_is_an_array_of_reports(place):
+    from cxr_pred.clinic.study import Report
+    r = cxr(place, "predict", "--json", "film.png", "cat.jpg")
+    assert r.returncode == 0 and r.stderr == ""
+    for row in json.loads(r.stdout):
+        assert Path(row.pop("file")).suffix
+        report = Report.model_validate(row)
+        assert report.explanation.source == "template" and report.explanation.next_steps and report.disclaimer
+
+
+def test_a_cat_is_an_answer(place):
+    r = cxr(place, "predict", "--no-explain", "cat.jpg")
+    assert r.returncode == 0 and r.stdout.startswith("cat.jpg: not read (not_a_radiograph)") and r.stderr == ""
+
+
+def test_pictures_and_pages(place, tmp_path):
+    r = cxr(place, "predict", "film.png", "--html", tmp_path / "new" / "r.html", "--heatmap", tmp_path / "new" / "h.png")
+    page = (tmp_path / "new" / "r.html").read_text()
+    assert r.returncode == 0 and "film.png: Pneumonia" in r.stdout and page.count("data:image/png") == 3 and "<script" not in page and not re.search(r'(?:src|href)="http', page)
+    from PIL import Image
+    assert Image.open(tmp_path / "new" / "h.png").size == (300, 340)
+    r = cxr(place, "predict", "cat.jpg", "--heatmap", tmp_path / "cat.png")
+    assert r.returncode == 0 and "no heatmap" in r.stderr and not (tmp_path / "cat.png").exists()
+    assert cxr(place, "predict", "film.png", "cat.jpg", "--html", tmp_path / "x.html").returncode == 2, "one film only"
+
+
+def test_predict_is_quick_and_loads_nothing_heavy(place):
+    "Under 1.5 s as a whole process: the best of ten, since other processes share the machine."
+    took = []
+    for _ in range(10):
+        start = time.perf_counter()
+        assert cxr(place, "predict", "--no-explain", "film.png", CXR_BUNDLE=str(served(place))).returncode == 0
+        took.append(time.perf_counter() - start)
+        if took[-1] < 1.5: break
+    assert min(took) < 1.5, took
+    code = "import sys; from cxr_pred.cli import main\ntry: main()\nfinally: print(sorted({'torch', 'gradio', 'mlflow', 'sqlalchemy', 'fastapi', 'pandas'} & set(sys.modules)), file=sys.stderr)"
+    for more in ([], ["--json"], ["--no-explain"]):
+        r = subprocess.run([sys.executable, "-c", code, "predict", *more, "film.png"], capture_output=True, text=True, cwd=place / "films", env=environment(place))
+        assert r.returncode == 0 and r.stderr == "[]\n", r.stderr
+
+
+def served(place) -> Path:
+    "The sample's bundle where it was made, else the toy: the time of a real model counts."
+    sample = root() / "runs" / "sample" / "bundle"
+    return sample if (sample / "manifest.json").is_file() else place / "bundle"
+
+
+def test_the_language_service_explains_and_the_template_stands_in(place):
+    from cxr_pred.clinic.study import read_file
+    from cxr_pred.clinic.writer import explanation_for
+    from cxr_pred.language.facts import load_facts
+    from cxr_pred.vision.classify import Classifier
+    report, *_ = read_file(Classifier(place / "bundle"), place / "films" / "film.png")
+    wrote = explanation_for(report, load_facts(FACTS)).model_copy(update={"source": "llm"})
+
+    class StandIn(BaseHTTPRequestHandler):
+        def log_message(self, *a): return
+        def do_POST(self):
+            asked.append((self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
+            body = wrote.model_dump_json().encode()
+            self.send_response(200); self.send_header("Content-Length", str(len(body))); self.end_headers(); self.wfile.write(body)
+    asked, server = [], ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try: e = json.loads(cxr(place, "predict", "--json", "film.png", CXR_LLM_URL=f"http://127.0.0.1:{server.server_port}").stdout)[0]["explanation"]
+    finally: server.shutdown(); server.server_close()
+    assert e["source"] == "llm" and [p for p, _ in asked] == ["/v1/explain"] and set(asked[0][1]) == {"status", "reason_code", "finding"}, "no more than the finding leaves"
+    r = cxr(place, "predict", "--json", "film.png", CXR_LLM_URL=f"http://127.0.0.1:{server.server_port}")
+    e = json.loads(r.stdout)[0]["explanation"]
+    assert r.returncode == 0 and (e["source"], e["fallback_reason"]) == ("template", "llm_unreachable")
+
+
+def test_no_bundle_says_what_to_do(place, tmp_path):
+    r = cxr(place, "predict", "film.png", CXR_BUNDLE=str(tmp_path))
+    assert r.returncode == 1 and r.stderr.startswith("[no_bundle]") and "make run" in r.stderr and "Traceback" not in r.stderr
+
+
+def test_the_batch_goes_on_and_no_film_vanishes(place, tmp_path):
+    r = cxr(place, "batch", ".", "--out", tmp_path / "films.parquet")
+    assert r.returncode == 2 and "8 files: 2 answered, 0 can't tell, 1 no films, 5 unreadable" in r.stdout
+    rows = {row["path"]: row for row in pq.read_table(tmp_path / "films.parquet").to_pylist()}
+    assert {n: (rows[n]["status"], rows[n]["reason_code"]) for n in BAD} == {n: ("error", c) for n, c in BAD.items()}
+    assert rows["cat.jpg"]["status"] == "rejected" and rows["cat.jpg"]["label"] is None
+    film = rows["film.png"]
+    assert film["label"] == "PNEUMONIA" and abs(sum(v for k, v in film.items() if k.startswith("p_")) - 1) < 1e-6 and film["p_PNEUMONIA"] == film["probability"]
+    assert all(f"{n}: [{c}]" in r.stderr for n, c in BAD.items())
+
+
+def test_serve_answers_and_stops_by_its_pid(place):
+    with service(place, "serve", "--no-ui", CXR_PHYSICIAN_KEY="a-key") as (url, p, said):
+        ready(url)
+        send = lambda name: httpx.post(url + "/v1/predict", files={"file": (place / "films" / name).read_bytes()}, timeout=60)
+        for name, code in BAD.items():
+            r = send(name)
+            assert 400 <= r.status_code < 500 and r.headers["content-type"] == "application/problem+json" and r.json()["code"] == code
+        assert send("cat.jpg").json()["status"] == "rejected"
+        report = send("film.dcm").json()
+        assert report["finding"]["label"] == "FRACTURE_FINGERS" and report["explanation"]["source"] == "template"
+        answer = {"study_id": report["study_id"], "physician": "dr-a", "confirmed_label": "FRACTURE_WRIST", "severity": "moderate"}
+        assert httpx.post(url + "/v1/feedback", json=answer, headers={"Authorization": "Bearer a-key"}).status_code == 201
+        start = time.monotonic()
+    assert p.returncode is not None and time.monotonic() - start < 15
+    r = cxr(place, "feedback", "export", place / "answers.parquet")
+    from cxr_pred.store import read_feedback
+    assert r.stdout.startswith("1 answers") and read_feedback(place / "answers.parquet")[["study_id", "confirmed_label", "agrees"]].values.tolist() == [[report["study_id"], "FRACTURE_WRIST", False]]
+    assert "Traceback" not in "".join(said)
+
+
+def test_app_without_a_language_model_says_so_and_serves(place):
+    with service(place, "app") as (url, p, said):
+        ready(url)
+        assert "the bundle brings no language model" in "".join(said)
+        r = httpx.post(url + "/v1/predict", files={"file": (place / "films" / "film.png").read_bytes()}, timeout=60).json()
+        assert r["explanation"]["source"] == "template" and "X-ray reader" in httpx.get(url).text
+
+
+def test_app_goes_on_when_the_language_service_cannot_start(place, tmp_path):
+    if find_spec("litgpt") is None: pytest.skip("the language model's packages are not installed")
+    bundle = toy_bundle(tmp_path / "bundle", FACTS)
+    (bundle / "llm").mkdir(); (bundle / "llm" / "llm.json").write_text("{}")
+    with service(place, "app", CXR_BUNDLE=str(bundle)) as (url, p, said):
+        ready(url)
+        end = time.monotonic() + 120
+        while not any("Language service: stopped" in s for s in said):
+            assert time.monotonic() < end, said
+            time.sleep(0.2)
+        r = httpx.post(url + "/v1/predict", files={"file": (place / "films" / "film.png").read_bytes()}, timeout=60).json()
+        end = time.monotonic() + 10
+        while r["explanation_status"] == "pending" and time.monotonic() < end: r = httpx.get(f"{url}/v1/studies/{r['study_id']}").json(); time.sleep(0.1)
+        assert (r["explanation"]["source"], r["explanation"]["fallback_reason"]) == ("template", "llm_unreachable")
+
+
+def test_doctor_names_what_is_missing(place, tmp_path):
+    r = cxr(place, "doctor", COLUMNS="200")
+    assert r.returncode == 0 and "every hash is right" in r.stdout and "reviewed sentences" in r.stdout
+    r = cxr(place, "doctor", CXR_BUNDLE=str(tmp_path), COLUMNS="200")
+    assert r.returncode == 1 and "missing" in r.stdout and "make run" in r.stdout and "Traceback" not in r.stderr
+
+
+def test_show_explains_a_film_of_the_run():
+    "The last step of `make run`; a second `make run` must end in seconds, so this may not be slow."
+    if not (root() / "runs" / "sample" / "bundle" / "manifest.json").is_file(): pytest.skip("no run of the sample here: `make run` makes one")
+    start = time.perf_counter()
+    r = subprocess.run([*CXR, "show"], capture_output=True, text=True, cwd=root(), env={k: v for k, v in os.environ.items() if not k.startswith("CXR_")}, timeout=120)
+    assert r.returncode == 0 and re.search(r"runs/sample/raw/\S+, a test film labelled [A-Z0-9_]+\n", r.stdout), r.stderr
+    report = Path(r.stdout.rsplit("Report: ", 1)[1].strip())
+    assert report.read_text().count("data:image/png") >= 1 and time.perf_counter() - start < 10
