@@ -262,10 +262,17 @@ def show(profile: str = typer.Option("sample", help="sample or clinical")):
     "Explain one test film of a run, in the terminal and as reports/<profile>/prediction.html."
     with plainly():
         from cxr_pred.core import root, run_dir
-        reader, out = open_reader(run_dir(profile) / "bundle", True), root() / "reports" / profile / "prediction.html"
+        from cxr_pred.clinic.writer import written_here
+        from cxr_pred.language.facts import load_facts
+        from cxr_pred.vision.classify import Classifier
+        classifier, out = Classifier(run_dir(profile) / "bundle"), root() / "reports" / profile / "prediction.html"
+        facts, kept = load_facts(classifier.facts_path), out.with_name("explanation.json")
         for film, label in test_films(profile):
-            row, read = answer(*reader, film)
+            row, read = answer(classifier, None, film)
             if row["status"] == "ok": break
+        if not kept.is_file(): print("The language model writes the explanation; that takes about half a minute.")
+        report = read[0].explained(written_here(read[0], classifier.bundle.path, facts, kept))
+        row, read = {"file": str(film), **report.model_dump(mode="json")}, (report, *read[1:])
         tell(row, read)
         draw(read, None, out)
         print(f"Film:   {film.relative_to(root())}, a test film labelled {label}\nReport: {out}")

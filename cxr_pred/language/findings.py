@@ -153,13 +153,13 @@ def finding_prompt(
     facts: dict,
 ) -> str:
     "The finding as a few lines of known words, and the facts that belong to it: all that the language model is told."
-    level = urgency(facts, status, reason_code, finding)
-    if status != "ok" or finding is None: return f"answer: none\nreason: {reason_code.replace('_', ' ')}\nurgency: {level}"
-    lines = {"answer": facts["classes"][str(finding.label)]["name"], "confidence": confidence_word(finding.probability), "severity": finding.severity,
-             "place": joined(known_zones(finding) or ["none"]), "not ruled out": joined(not_ruled_out(finding, facts) or ["none"], "or"),
-             "film": joined(known_flags(finding) or ["good"]), "urgency": level}
-    said = [f"facts: {' '.join(texts(entry(facts, status, reason_code, finding), 'what_it_is', 'feels_like'))}", *(f"step: {s}" for s in next_steps(facts, status, reason_code, finding))]
-    return "\n".join([*(f"{k}: {v}" for k, v in lines.items()), *said])
+    if status != "ok" or finding is None: return f"answer: none\nreason: {reason_code.replace('_', ' ')}"
+    e, zones, others, flags = entry(facts, status, reason_code, finding), [*dict.fromkeys(known_zones(finding))], not_ruled_out(finding, facts), known_flags(finding)
+    lines = [("answer", with_article(e["name"])), ("confidence", confidence_word(finding.probability)), ("facts", " ".join(texts(e, "what_it_is", "feels_like"))),
+             ("place", zones and joined(zones) + side_words(zones)), ("severity", finding.severity if finding.severity in ("mild", "moderate", "severe") else ""),
+             ("not ruled out", others and joined([with_article(o) for o in others], "or")), ("film", flags and joined(flags)),
+             *(("step", s) for s in next_steps(facts, status, reason_code, finding))]
+    return "\n".join(f"{k}: {v}" for k, v in lines if v)
 
 # %% ../../nbs/language/findings.ipynb #c024
 def write_answer(

@@ -200,7 +200,7 @@ def missing_problems(
     finding: Finding | None,
     facts: dict,
 ) -> Iterator[str]:
-    "What has to be said and is not: the answer, its caveat, the emergency signs."
+    "What has to be said and is not: the answer, what else it may be, its caveat, the emergency signs."
     e = entry(facts, status, "ok", finding)
     if status == "ok" and finding is not None:
         own = (CONDITION | PART).get(str(finding.label))
@@ -208,6 +208,8 @@ def missing_problems(
         if own is not None and str(finding.label) not in named(explanation.summary): yield "missing: the summary does not name the answer"
         if str(finding.label).startswith("FRACTURE") and not word(BREAK).search(explanation.summary): yield "missing: the summary does not name the break"
         if not LIKELY.search(explanation.summary): yield "missing: the summary does not say how likely"
+        spoken = {n for t in sentences(explanation.text) if OPEN.search(t) for n in named(t)}
+        for l in sorted({str(l) for l in finding.prediction_set} - {str(finding.label), "NORMAL"} - spoken): yield f"missing: it does not say that {l} cannot be ruled out"
         for t in texts(e, "caveat", "urgent_signs"):
             if t not in explanation.text: yield f"missing: {t[:40]!r}"
     elif not re.search(r"can't tell|cannot tell|no answer|not read", explanation.summary, re.I): yield "missing: the summary does not say that there is no answer"
