@@ -337,13 +337,13 @@ class Exposure:
 
 
 def random_exposure(rng: np.random.Generator) -> Exposure:
-    "Draw an exposure. It depends on nothing but the generator, so that no class can be known by it."
+    "Draw an exposure. It depends on nothing but the generator, so that no class can be known by it. The lead letter names the side of a patient who faces us."
     side = rng.choice([0.07, 0.93])
     return Exposure(photons=float(np.exp(rng.uniform(np.log(3500), np.log(20000)))), scatter=rng.uniform(0.08, 0.35),
         blur=rng.uniform(0.45, 0.95), low=rng.uniform(0.0, 0.03), high=rng.uniform(0.985, 0.9995),
         lift=rng.uniform(0.03, 0.16), slope=rng.uniform(1.0, 3.2), toe=rng.uniform(0.38, 0.6),
         shutter=float(rng.choice([0, 0, 0, rng.uniform(0.01, 0.05)])), shutter_grey=float(rng.choice([0.0, 0.02, 0.9])),
-        marker=str(rng.choice(["L", "R", "R", ""])), marker_at=(float(side), float(rng.uniform(0.07, 0.3))),
+        marker="" if rng.random() < 0.25 else "R" if side < 0.5 else "L", marker_at=(float(side), float(rng.uniform(0.07, 0.3))),
         marker_size=rng.uniform(0.05, 0.08))
 
 

@@ -199,7 +199,7 @@ def heat_overlay(
     pixels: np.ndarray,     # (H, W) uint8 film
     heat: np.ndarray,       # (h, w) float: evidence, negative is not drawn
     most: int = 1024,       # longest side of the picture, pixels
-    opacity: float = 0.55,  # of the strongest patch
+    opacity: float = 0.6,   # of the strongest patch
 ) -> Image.Image:
     "The film with its heatmap over it, RGB."
     film = Image.fromarray(pixels)
@@ -207,5 +207,5 @@ def heat_overlay(
     h = np.clip(np.asarray(heat, np.float32), 0, None)
     h = np.asarray(Image.fromarray(h / max(float(h.max()), 1e-9)).resize(film.size, Image.Resampling.BICUBIC)).clip(0, 1)
     colour = np.stack([np.interp(h, np.linspace(0, 1, len(HEAT_COLOURS)), ch) for ch in HEAT_COLOURS.T], -1)
-    grey, a = np.asarray(film, np.float32)[..., None], (opacity * np.sqrt(h) * (h > 0.15))[..., None]
+    grey, a = np.asarray(film, np.float32)[..., None], (opacity * np.clip((h - 1 / 3) * 1.5, 0, 1))[..., None]
     return Image.fromarray((grey * (1 - a) + colour * a).round().astype(np.uint8), "RGB")
