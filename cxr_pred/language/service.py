@@ -10,7 +10,7 @@ import threading, time
 from pathlib import Path
 
 from .. import __version__
-from ..core import CxrError, SetupError, log, settings
+from ..core import CxrError, SetupError, log, problem_body, settings
 from .findings import Explanation
 from ..vision.finding import Finding, ReasonCode, Status
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -82,22 +82,31 @@ class Desk:
 def create_service(desk: Desk):
     "The FastAPI application around a desk."
     from contextlib import asynccontextmanager
+    from http import HTTPStatus
 
     from fastapi import FastAPI, Response
+    from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse
     from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+    from starlette.exceptions import HTTPException
 
     @asynccontextmanager
     async def opened(app):
         if not desk.opened.is_set(): threading.Thread(target=desk.open, name="open", daemon=True).start()
         yield
 
-    app = FastAPI(title="cxr_pred language service", version=__version__, lifespan=opened)
+    app = FastAPI(title="cxr_pred language service", version=__version__, lifespan=opened, docs_url=None, redoc_url=None)
+
+    def problem(status: int, *said): return JSONResponse(problem_body(status, *said), status, {"Retry-After": "10"} if status == 503 else None, "application/problem+json")
 
     @app.exception_handler(CxrError)
-    def failed(request, e: CxrError):
-        body = {"type": "about:blank", "title": "Service Unavailable" if e.status == 503 else "Error", "status": e.status, "code": e.code, "detail": e.message, "hint": e.hint}
-        return JSONResponse(body, e.status, {"Retry-After": "10"} if e.status == 503 else None, "application/problem+json")
+    def failed(request, e: CxrError): return problem(e.status, e.code, e.message, e.hint)
+
+    @app.exception_handler(RequestValidationError)
+    def misread(request, e: RequestValidationError): return problem(422, "invalid_request", "The request is not what this address takes.", "", e.errors())
+
+    @app.exception_handler(HTTPException)
+    def nowhere(request, e: HTTPException): return problem(e.status_code, HTTPStatus(e.status_code).phrase.lower().replace(" ", "_"), str(e.detail))
 
     @app.post("/v1/explain", response_model=Explanation)
     def explain(question: Question): return desk.explain(question)
