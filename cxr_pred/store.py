@@ -129,8 +129,10 @@ def save_film(
     picture.thumbnail((most, most))
     path = Path(folder) / f"{study_id}.png"
     draft = path.with_suffix(".part")
-    picture.save(draft, "PNG", compress_level=1)
-    os.replace(draft, path)
+    try:
+        picture.save(draft, "PNG", compress_level=1)
+        os.replace(draft, path)
+    finally: draft.unlink(missing_ok=True)  # a full disk leaves half a picture
     return path
 
 # %% ../nbs/01_store.ipynb #c019
@@ -144,7 +146,8 @@ class Store:
         self.state = Path(state or settings().state).absolute()
         self.films = self.state / "films"
         self.films.mkdir(parents=True, exist_ok=True)
-        self.engine = connect(url or settings().database_url or f"sqlite:///{self.state / 'cxr.db'}")
+        own = settings().database_url
+        self.engine = connect(url or (own and own.get_secret_value()) or f"sqlite:///{self.state / 'cxr.db'}")
         self._key = secret_key(self.state / "patient.key")  # found on every start, or old hashes would match nothing
 
     def patient_hash(self, ref: str | None) -> str | None:

@@ -1,5 +1,5 @@
 "What the REST service does with good, bad, many and unwelcome requests."
-import concurrent.futures, io, json, os, re, struct, subprocess, sys, threading, time, zlib
+import asyncio, concurrent.futures, io, json, os, re, struct, subprocess, sys, threading, time, zlib
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +168,15 @@ def test_no_record_no_answer(client, store):
     assert send(client, encoded(pattern())).status_code == 200, "it recovers by itself"
 
 
+def test_a_full_disk_is_no_answer(client, store, monkeypatch):
+    "A film's picture that goes to the device that is always full; then there is room again."
+    monkeypatch.setattr("cxr_pred.clinic.study.secrets.token_hex", lambda n: "ab" * n)
+    os.symlink("/dev/full", store.films / f"{'ab' * 16}.part")
+    p = problem_of(send(client, encoded(pattern())), 503)
+    assert p["code"] == "store_unavailable" and "/dev" not in json.dumps(p) and not list(store.films.iterdir()) and store.pending() == []
+    assert send(client, encoded(pattern())).status_code == 200
+
+
 def test_eight_at_once(client, store):
     with concurrent.futures.ThreadPoolExecutor(8) as pool: answers = list(pool.map(lambda n: send(client, encoded(pattern(n % 10))).json(), range(40)))
     assert len({a["study_id"] for a in answers}) == 40
@@ -246,6 +255,9 @@ def test_feedback_is_for_physicians(client, key, store):
     answer = {"study_id": study, "physician": "dr-a", "confirmed_label": "PNEUMONIA", "severity": "mild"}
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic a-long-key"}, {"Authorization": "Bearer "}):
         assert problem_of(client.post("/v1/feedback", json=answer, headers=headers), 401)["code"] == "wrong_key"
+    for body in (b"{ no JSON", b"[]", json.dumps(answer | {"confirmed_label": "FLU"}).encode()):
+        assert problem_of(client.post("/v1/feedback", content=body), 401)["code"] == "wrong_key", "the key comes before the body"
+        assert problem_of(client.post("/v1/feedback", content=body, headers=key), 422)["code"] == "invalid_request"
     r = client.post("/v1/feedback", json=answer, headers=key)
     assert r.status_code == 201 and r.json()["agrees"] is True and r.json()["study_id"] == study
     assert problem_of(client.post("/v1/feedback", json=answer | {"agrees": True, "confirmed_label": "NORMAL"}, headers=key), 422)["code"] == "contradiction"
@@ -253,6 +265,21 @@ def test_feedback_is_for_physicians(client, key, store):
     assert problem_of(client.post("/v1/feedback", json=answer | {"confirmed_label": "FLU"}, headers=key), 422)["code"] == "invalid_request"
     from cxr_pred.store import feedback_frame
     assert feedback_frame(store)[["physician", "confirmed_label", "severity", "agrees"]].values.tolist() == [["dr-a", "PNEUMONIA", "mild", True]]
+
+
+def test_a_stranger_s_body_is_not_read(client, key):
+    "The key is asked for before a byte of the body is taken."
+    read = []
+    async def receive(): read.append(1); return {"type": "http.request", "body": b"{}", "more_body": False}
+    async def asked(headers):
+        sent = []
+        async def send(message): sent.append(message)
+        scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http", "path": "/v1/feedback", "raw_path": b"/v1/feedback", "query_string": b"", "root_path": "", "server": ("t", 80), "client": ("t", 1),
+                 "headers": [(b"content-type", b"application/json"), (b"content-length", b"2"), *headers]}
+        await client.app(scope, receive, send)
+        return sent[0]["status"]
+    assert asyncio.run(asked([])) == 401 and read == []
+    assert asyncio.run(asked([(b"authorization", b"Bearer a-long-key")])) == 422 and read == [1]
 
 
 def test_feedback_is_closed_without_a_key(client):
@@ -279,6 +306,8 @@ def test_not_ready_without_a_bundle(store, monkeypatch, tmp_path):
 def test_openapi_names_every_address(client):
     paths = client.get("/openapi.json").json()["paths"]
     assert set(paths) == {"/v1/predict", "/v1/studies/{study_id}", "/v1/studies/{study_id}/explanation", "/v1/studies/{study_id}/heatmap.png", "/v1/studies/{study_id}/report.html", "/v1/feedback", "/healthz", "/readyz", "/metrics"}
+    document = client.get("/openapi.json").json()
+    assert document["paths"]["/v1/feedback"]["post"]["security"] == [{"HTTPBearer": []}] and "security" not in document["paths"]["/v1/predict"]["post"]
     docs = client.get("/docs").text
     assert all(p in docs for p in paths) and "<script" not in docs and not re.findall(r'(?:src|href)="(?:https?:)?//', docs)
 
@@ -312,4 +341,3 @@ def test_the_process_that_classifies_does_not_import_torch(classifier, tmp_path)
     r = subprocess.run([sys.executable, "-W", "ignore", "-c", SERVED, classifier.bundle.path, tmp_path / "state", tmp_path / "film.png"], capture_output=True, text=True, timeout=180, cwd=root(),
                        env=os.environ | {"PYTHONPATH": str(root()), "CXR_STATE": str(tmp_path / "state")})
     assert r.stdout.split("\n")[0] == "True []", r.stdout + r.stderr
-    assert not [p for p in (tmp_path / "state" / "uploads").rglob("*") if p.is_file() and "film" in p.name]

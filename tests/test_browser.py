@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from test_api import FACTS, cat, encoded, pattern
-from test_cli import ready, service
+from test_cli import files_below, ready, service
 
 from cxr_pred.core import DISCLAIMER
 from cxr_pred.vision.toy import toy_bundle
@@ -24,7 +24,7 @@ def url(tmp_path_factory):
     with service(d, "serve", CXR_PHYSICIAN_KEY="a-key") as (url, p, said):
         ready(url)
         yield url
-    assert not list((d / "state" / "uploads").rglob("*.png")), "no upload stays"
+        assert files_below(d / "state" / "uploads") == [], "nothing of an upload stays, while the server still runs"
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,5 @@
 "The command line as scripts meet it: whole processes, exit statuses, one line a bad file, and services started and stopped."
-import json, os, re, subprocess, sys, threading, time
+import json, os, re, socket, subprocess, sys, threading, time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
@@ -30,7 +30,7 @@ def place(tmp_path_factory) -> Path:
 
 def environment(place, **more):
     "Ours alone; compiled modules are kept between processes, as they are on a user's machine."
-    own = {"CXR_BUNDLE": str(place / "bundle"), "CXR_STATE": str(place / "state"), "PYTHONPATH": str(root()), "PYTHONDONTWRITEBYTECODE": ""}
+    own = {"CXR_BUNDLE": str(place / "bundle"), "CXR_STATE": str(place / "state"), "PYTHONPATH": str(root()), "PYTHONDONTWRITEBYTECODE": "", "DVC_NO_ANALYTICS": "1"}
     return {k: v for k, v in os.environ.items() if not k.startswith("CXR_")} | own | more
 
 
@@ -107,6 +107,33 @@ def test_pictures_and_pages(place, tmp_path):
     assert cxr(place, "predict", "film.png", "cat.jpg", "--html", tmp_path / "x.html").returncode == 2, "one film only"
 
 
+def test_a_place_that_takes_no_file_is_one_line(place, tmp_path):
+    for args in (("predict", "--json", "film.png", "--html", "film.png/r.html"), ("predict", "--json", "film.png", "--heatmap", "film.png/h.png"), ("batch", ".", "--out", "film.png/t.parquet"), ("feedback", "export", "film.png/t.parquet")):
+        r = cxr(place, *args)
+        assert r.returncode == 1 and r.stderr.startswith("[cannot_write] film.png/") and r.stderr.count("\n") == 1, r.stderr
+        if args[0] == "predict": assert json.loads(r.stdout)[0]["status"] == "ok", "the answer is there"
+
+
+BREAKS = """
+import sys
+from cxr_pred.vision.classify import Classifier
+real = Classifier.classify
+def classify(self, film):
+    if film.meta: raise MemoryError
+    return real(self, film)
+Classifier.classify = classify
+from cxr_pred.cli import main
+main()
+"""
+
+
+def test_a_mistake_of_ours_costs_one_film(place):
+    r = subprocess.run([sys.executable, "-c", BREAKS, "predict", "--json", "film.png", "film.dcm", "cat.jpg"], capture_output=True, text=True, cwd=place / "films", env=environment(place), timeout=60)
+    rows = json.loads(r.stdout)
+    assert r.returncode == 2 and [(x["status"], x.get("code")) for x in rows] == [("ok", None), ("error", "internal_error"), ("rejected", None)], r.stderr
+    assert "MemoryError" in rows[1]["message"] and rows[1]["hint"] and "Traceback" in r.stderr, "logged"
+
+
 def test_predict_is_quick_and_loads_nothing_heavy(place):
     "Under 1.5 s as a whole process: the best of ten, since other processes share the machine."
     took = []
@@ -144,7 +171,8 @@ def test_the_language_service_explains_and_the_template_stands_in(place):
             self.send_response(200); self.send_header("Content-Length", str(len(body))); self.end_headers(); self.wfile.write(body)
     asked, server = [], ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    try: e = json.loads(cxr(place, "predict", "--json", "film.png", CXR_LLM_URL=f"http://127.0.0.1:{server.server_port}").stdout)[0]["explanation"]
+    proxy = {"HTTP_PROXY": "http://127.0.0.1:9", "ALL_PROXY": "http://127.0.0.1:9"}  # a finding goes to the service, not to a proxy
+    try: e = json.loads(cxr(place, "predict", "--json", "film.png", CXR_LLM_URL=f"http://127.0.0.1:{server.server_port}", **proxy).stdout)[0]["explanation"]
     finally: server.shutdown(); server.server_close()
     assert e["source"] == "llm" and [p for p, _ in asked] == ["/v1/explain"] and set(asked[0][1]) == {"status", "reason_code", "finding"}, "no more than the finding leaves"
     r = cxr(place, "predict", "--json", "film.png", CXR_LLM_URL=f"http://127.0.0.1:{server.server_port}")
@@ -194,6 +222,74 @@ def test_app_without_a_language_model_says_so_and_serves(place):
         assert "the bundle brings no language model" in "".join(said)
         r = httpx.post(url + "/v1/predict", files={"file": (place / "films" / "film.png").read_bytes()}, timeout=60).json()
         assert r["explanation"]["source"] == "template" and "X-ray reader" in httpx.get(url).text
+
+
+class Page:
+    "The page's callbacks without a browser: whatever anybody may send to them."
+
+    def __init__(self, url):
+        self.http = httpx.Client(base_url=url, timeout=60, trust_env=False)
+        self.drop, = [d["id"] for d in self.http.get("/config").json()["dependencies"] if any(event == "upload" for _, event in d["targets"])]
+
+    def upload(self, data, name="jane-doe.png") -> str: return self.http.post("/gradio_api/upload", files={"files": (name, data)}).json()[0]
+
+    def read(self, path, **more) -> tuple[bool, str]:
+        "Send a path to the callback of a dropped film; whether it succeeded, and all that came back."
+        session = f"s{time.monotonic_ns()}"
+        film = {"path": str(path), "meta": {"_type": "gradio.FileData"}, **more}
+        r = self.http.post("/gradio_api/queue/join", json={"data": [film, None, None, []], "fn_index": self.drop, "session_hash": session})
+        assert r.status_code == 200, r.text
+        with self.http.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as events:
+            for event in events.iter_lines():
+                if '"process_completed"' in event:
+                    done = json.loads(event.removeprefix("data:"))
+                    return done["success"], json.dumps(done["output"])
+        raise AssertionError("the queue ended without an answer")
+
+
+def files_below(folder) -> list[str]: return [str(p) for p in Path(folder).rglob("*") if p.is_file()]
+
+
+def test_the_page_reads_uploads_and_nothing_else(place, tmp_path):
+    "A request names its film by path, and may name any: only what was uploaded is read, and deleted; nothing of it stays."
+    bundle = toy_bundle(tmp_path / "bundle", FACTS)
+    example, other, uploads = bundle / "examples" / "chest.png", tmp_path / "other.png", tmp_path / "state" / "uploads"
+    example.parent.mkdir()
+    for p in (example, other): p.write_bytes(encoded(pattern(5)))
+    uploads.mkdir(parents=True); (uploads / "left-by-a-crash.png").touch()
+    with service(place, "serve", CXR_BUNDLE=str(bundle), CXR_STATE=str(tmp_path / "state")) as (url, p, said):
+        ready(url)
+        assert files_below(uploads) == []
+        page = Page(url)
+        for path in (other, example, FACTS, tmp_path / "state" / "patient.key", tmp_path / "state" / "cxr.db", uploads / ".." / ".." / "other.png", f"{url}/metrics"):
+            ok, said_back = page.read(path)
+            assert "Finger" not in said_back and "data:image" not in said_back and (not ok or "upload_gone" in said_back), path
+            assert Path(path).exists() or "http" in str(path), "and it is still there"
+            assert page.read(path, is_stream=True, url="/x")[1].count("data:image") == 0 and example.exists() and other.exists()
+        assert page.http.get("/v1/studies/none").status_code == 404 and 'cxr_predictions_total{' not in page.http.get("/metrics").text, "no film was read"
+        ok, card = page.read(page.upload(encoded(pattern())))
+        assert ok and 'data-label=\\"PNEUMONIA' in card and "jane" not in card
+        ok, card = page.read(page.upload(b"no film"))
+        assert ok and "unsupported_format" in card
+        assert files_below(uploads) == [], "no film, and no empty file either"
+    assert files_below(uploads) == [] and other.exists() and example.exists()
+
+
+def test_an_upload_that_breaks_off_does_not_stay_among_the_machine_s_temporary_files(place, tmp_path):
+    (tmp_path / "tmp").mkdir()
+    with service(place, "serve", CXR_STATE=str(tmp_path / "state"), TMPDIR=str(tmp_path / "tmp")) as (url, p, said):
+        ready(url)
+        host, port = url.removeprefix("http://").split(":")
+        head = b'--b\r\nContent-Disposition: form-data; name="files"; filename="jane.png"\r\n\r\n'
+        with socket.create_connection((host, int(port))) as s:
+            s.sendall(b"POST /gradio_api/upload HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\nContent-Length: 100000\r\n\r\n" + head + b"x" * 20_000)
+            time.sleep(1)
+        time.sleep(0.5)
+        of_it = lambda folder: [p for p in files_below(folder) if b"x" * 1000 in Path(p).read_bytes()]
+        assert of_it(tmp_path / "tmp") == [] and len(of_it(tmp_path / "state" / "uploads")) == 1, "it is where it is swept"
+    with service(place, "serve", CXR_STATE=str(tmp_path / "state")) as (url, p, said):
+        ready(url)
+        assert files_below(tmp_path / "state" / "uploads") == []
 
 
 def test_app_goes_on_when_the_language_service_cannot_start(place, tmp_path):

@@ -52,6 +52,23 @@ def raw(tmp_path):
     return r
 
 
+@pytest.mark.parametrize("coloured", [0, 0.05, 0.15, 0.5])
+@pytest.mark.parametrize("spread", [0, 7, 9, 200])
+def test_etl_rejects_what_the_service_would_refuse(tmp_path, coloured, spread):
+    "One border for both, so nothing is measured that would not be read."
+    from cxr_pred.data.etl import read_record
+    from cxr_pred.data.images import read_film
+    from cxr_pred.data.sources import Record
+    from cxr_pred.vision.calibrate import calibrate
+    from cxr_pred.vision.classify import refuse
+    a = np.linspace(20, 20 + spread, 100).round().astype(np.uint8)[None].repeat(100, 0)[..., None].repeat(3, 2)
+    a[:round(100 * coloured)] = np.array([200, 20, 20]) + np.arange(100)[None, :, None] // 2
+    save(tmp_path / "a.png", a)
+    rules = calibrate(np.eye(10) * 5, np.ones(10), np.arange(10))
+    row, _ = read_record(str(tmp_path), Record("kermany", "a.png", "NORMAL"), 32, ("blank", "not_a_radiograph"))
+    assert row.get("reason_code") == refuse(read_film(tmp_path / "a.png"), rules)
+
+
 def test_every_trouble_has_its_reason(raw, tmp_path):
     m = run_etl(raw, tmp_path / "run", ["kermany", "covid_radiography", "tb", "bone_fracture"], size=32, workers=1)
     assert m["rejected"] == {"blank": 1, "not_a_radiograph": 1, "truncated": 1, "empty_file": 1, "unsupported_format": 1, "exact_duplicate": 1, "duplicate_conflict": 2}

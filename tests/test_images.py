@@ -1,5 +1,5 @@
 """What no example shows: hostile and mutated files, memory, imports, silence, real DICOM objects."""
-import io, json, subprocess, sys
+import io, json, os, subprocess, sys, zlib
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +41,19 @@ def dicom():
     return out.getvalue()
 
 
-WHOLE = {"PNG": encoded("PNG"), "JPEG": encoded("JPEG"), "TIFF": encoded("TIFF"), "DICOM": dicom()}
+def deflated(*parts):
+    squeeze = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return b"".join(map(squeeze.compress, parts)) + squeeze.flush()
+
+
+START = bytes(128) + b"DICM"
+NAMED = b"\2\0\x10\0UI\x16\x001.2.840.10008.1.2.1.99"                           # transfer syntax: deflated
+FILLER = b"\2\0\2\1OB\0\0" + (4000).to_bytes(4, "little") + bytes(4000)         # private information, pushes it beyond the first kilobyte
+LENGTH = b"\2\0\0\0UL\4\0" + len(NAMED).to_bytes(4, "little")                    # group length
+COMMAND = b"\0\0\0\1US\2\0\1\0"                                                # a command set, which pydicom skips before it unfolds
+HEADS = {"usual": START + LENGTH + NAMED, "no group length": START + NAMED, "far down": START + FILLER + NAMED, "no preamble": NAMED, "said twice": START + NAMED + NAMED,
+         "wrong group length": START + LENGTH[:-4] + b"\xff\0\0\0" + NAMED, "command set": START + NAMED + COMMAND}
+WHOLE = {"PNG": encoded("PNG"), "JPEG": encoded("JPEG"), "TIFF": encoded("TIFF"), "DICOM": dicom(), "DEFLATED": START + NAMED + deflated(dicom()[dicom().index(b"\x08\0\x16\0UI"):])}
 
 
 def outcome(data):
@@ -104,6 +116,37 @@ print(json.dumps([code, (peak() - before) / 1024]))""")
     code, grown = json.loads(r.stdout)
     assert code == "too_large" and grown < 50, f"{grown:.0f} MB for a refused file"
     assert r.stderr == ""
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_deflate_bomb_costs_no_memory_however_it_is_named(head, tmp_path):
+    inside = deflated(*[bytes(2**24)] * 18)
+    for name, body in (("bomb", inside), ("twice", deflated(NAMED, inside))): (tmp_path / name).write_bytes(HEADS[head] + body)
+    r = python(f"""
+import json, resource
+import pydicom
+from cxr_pred.core import InputError
+from cxr_pred.data.images import read_film
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+codes, before = [], peak()
+for name in ('bomb', 'twice'):
+    try: read_film({str(tmp_path)!r} + '/' + name); codes.append('ok')
+    except InputError as e: codes.append(e.code)
+print(json.dumps([codes, (peak() - before) / 1024]))""", env=os.environ | {"CXR_MAX_PIXELS": "1000000"})
+    (bomb, twice), grown = json.loads(r.stdout)
+    assert bomb in {"too_large", "corrupt"} and (head == "command set" or bomb == "too_large") and twice in {"corrupt", "too_large"}
+    assert grown < 50, f"{grown:.0f} MB for a refused file that unfolds to 300"
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_pydicom_never_unfolds(data):
+    import pydicom.filereader as reader
+    from unittest.mock import patch
+    b = bytearray(HEADS[data.draw(st.sampled_from(sorted(HEADS)))])
+    for _ in range(data.draw(st.integers(0, 3))): b[data.draw(st.integers(0, len(b) - 1))] = data.draw(st.integers(0, 255))
+    with patch.object(reader, "zlib") as unfolds: outcome(bytes(b) + deflated(dicom()[144:]))
+    assert not unfolds.decompress.called
 
 
 def test_import_is_light():

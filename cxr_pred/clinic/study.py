@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..core import DISCLAIMER, InputError
-from ..data.images import Film, decode
+from ..core import DISCLAIMER
+from ..data.images import Film, decode, read_film
 from ..language.findings import Explanation
 from ..vision.classify import Classifier
 from ..vision.finding import Finding, ReasonCode, Status
@@ -64,13 +64,13 @@ class Report(BaseModel):
 
 def read_study(
     classifier: Classifier,
-    data: bytes,                  # a whole PNG, JPEG, TIFF or DICOM file
+    data: bytes | Path,           # a whole PNG, JPEG, TIFF or DICOM file, or where it is
     name: str = "",               # for error messages only; it is not kept
     patient: Patient = Patient(),
 ) -> tuple[Report, Film, np.ndarray | None]:  # the report without explanation, the film, the (16, 16) heatmap
-    "Read one film. Raises `InputError` for what cannot be decoded; what is no film gives status rejected."
+    "Read one film. Raises `InputError` for what cannot be opened or decoded; what is no film gives status rejected."
     start = time.perf_counter()
-    film = decode(data, name)
+    film = read_film(data) if isinstance(data, Path) else decode(data, name)
     decoded = time.perf_counter()
     r = classifier.classify(film)
     times = {"decode_ms": 1000 * (decoded - start), **r.timings, "total_ms": 1000 * (time.perf_counter() - start)}
@@ -83,6 +83,4 @@ def read_file(
     path: Path,   # PNG, JPEG, TIFF or DICOM
 ) -> tuple[Report, Film, np.ndarray | None]:  # as `read_study`
     "Read one file. Raises `InputError`: not_found, and those of `read_study`."
-    try: data = Path(path).read_bytes()
-    except OSError as e: raise InputError("not_found", f"{Path(path).name} cannot be read: {e.strerror or e}.", "Check the path.", status=404) from e
-    return read_study(classifier, data, Path(path).name)
+    return read_study(classifier, Path(path))

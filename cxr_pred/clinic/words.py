@@ -25,7 +25,7 @@ STRINGS = {
     "sexes": {"F": "female", "M": "male"},
     "symptoms": "Symptoms",
     "waiting_title": "No film yet",
-    "waiting": "Drop a film, or try an example. It is read on this machine, and kept without its file name and without the patient's name.",
+    "waiting": "Drop a film, or try an example. It is read on this machine and kept there, without its file name and without what the file says of the patient's name. A name printed into the picture stays in it.",
     "knows": "What it can name",
     "knows_kinds": {"chest": "On a chest film", "limb": "On a film of an arm or hand"},
     "knows_none": "or none of these",
@@ -90,6 +90,7 @@ STRINGS = {
     "edited": "The explanation as you would write it (optional)",
     "send": "Record my reading",
     "thanks": "Recorded. Thank you.",
+    "not_recorded": "Something went wrong on our side. Your answer was not recorded; send it again in a moment.",
     "agrees": "The model said the same.",
     "disagrees": "The model had said otherwise; your reading counts.",
 }

@@ -9,7 +9,7 @@ __all__ = ['read_manifest', 'open_films', 'Rows', 'class_chances', 'FilmData']
 import os
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that wait must sleep, or two processes on two cores slow each other 40 times
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that wait must sleep, or two processes on two cores slow each other
 
 import lightning as L
 import numpy as np

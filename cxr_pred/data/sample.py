@@ -320,6 +320,7 @@ def contact_sheet(
     sheet = Image.new("L", (each * cell, len(LABELS) * (cell + 12)), 24)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(9)
     for row, label in enumerate(LABELS):
+        name = label.removeprefix("FRACTURE_").lower()
         mine = good[good.label == label].drop_duplicates("patient_id").sort_values(["lesion_extent", "file"])
         chosen = mine.iloc[np.unique(np.linspace(0, len(mine) - 1, each).round().astype(int))]
         for col, r in enumerate(chosen.itertuples()):
@@ -329,5 +330,5 @@ def contact_sheet(
             sheet.paste(film, (x, y))
             if outline:
                 for g in json.loads(r.regions): draw.polygon([(x + u * film.width, y + v * film.height) for u, v in g["points"]], outline=255)
-            draw.text((col * cell + 3, row * (cell + 12) + 1), f"{label.removeprefix('FRACTURE_').lower()} {r.view.lower()} {r.severity} {r.file[-3:]}", fill=210, font=font)
+            draw.text((col * cell + 3, row * (cell + 12) + 1), f"{name if col == 0 else ''} {r.view.lower()} {r.severity}".strip(), fill=210, font=font)
     return sheet

@@ -29,25 +29,26 @@ def check_gate(
     gate: dict[str, Any],  # name, metric, above or below, action; timed: true for a figure of this machine
     metrics: dict,         # all metrics, nested
 ) -> dict[str, Any]:
-    "A gate's row of metrics/gates.json: passed is true, false or 'not measured'. Raises `SetupError` for a gate that makes no sense."
+    "A gate's row: passed is true, false or 'not measured'. Raises `SetupError` for a gate that makes no sense."
     if ("above" in gate) == ("below" in gate): raise SetupError("bad_gate", f"Gate {gate.get('name')!r} needs either above or below.", "Correct it in params.yaml.")
     if gate.get("action") not in ACTIONS: raise SetupError("bad_gate", f"Gate {gate.get('name')!r} has no known action.", f"Use one of: {', '.join(ACTIONS)}.")
+    if gate.get("timed") and gate["action"] == "halt": raise SetupError("bad_gate", f"Gate {gate.get('name')!r} is timed and cannot halt: a busy machine would decide.", f"Use one of: {', '.join(ACTIONS[1:])}.")
     value = look_up(metrics, gate["metric"])
     threshold = gate.get("above", gate.get("below"))
     passed = "not measured" if value is None else value > threshold if "above" in gate else value < threshold
     return {"name": gate["name"], "value": value, "threshold": threshold, "wants": "above" if "above" in gate else "below",
-            "passed": passed, "action": gate["action"], "timed": bool(gate.get("timed"))}
+            "passed": passed, "action": gate["action"]}
 
 # %% ../../nbs/evaluate/gates.ipynb #c007
 def check_gates(
     gates: list[dict],   # from params.yaml
     metrics: dict,       # all metrics, nested
 ) -> tuple[dict, dict]:
-    "metrics/gates.json (no value for timed gates) and metrics/bench/gates.json (the timed values)."
+    "metrics/gates.json, where timed gates have no value and `passed` is 'timed', and the gates of metrics/bench/gates.json: the timed ones, whole."
     rows = [check_gate(g, metrics) for g in gates]
-    good = all(r["passed"] is True or (r["passed"] == "not measured" and r["action"] != "halt") for r in rows)
-    timed = {r["name"]: r["value"] for r in rows if r["timed"]}
-    tracked = [{k: v for k, v in r.items() if k != "timed" and not (k == "value" and r["timed"])} for r in rows]
+    timed = [r for g, r in zip(gates, rows) if g.get("timed")]
+    tracked = [{k: v for k, v in r.items() if k != "value"} | {"passed": "timed"} if g.get("timed") else r for g, r in zip(gates, rows)]
+    good = all(r["passed"] in (True, "timed") or (r["passed"] == "not measured" and r["action"] != "halt") for r in tracked)
     return {"passed": good, "gates": tracked}, timed
 
 
@@ -57,5 +58,5 @@ def halt_if_failed(
     "Raise `CxrError` naming each failed gate whose action is to halt."
     failed = [g for g in result["gates"] if g["action"] == "halt" and g["passed"] is not True]
     if failed:
-        said = "; ".join(f"{g['name']} was not measured" if g["passed"] == "not measured" else f"{g['name']} is {g.get('value', 'on the wrong side')}, has to be {g['wants']} {g['threshold']}" for g in failed)
+        said = "; ".join(f"{g['name']} was not measured" if g["passed"] == "not measured" else f"{g['name']} is {g['value']}, has to be {g['wants']} {g['threshold']}" for g in failed)
         raise CxrError("gate_failed", f"The model does not go on: {said}.", "reports/ shows the evaluation; train better or look at the data, not at the threshold.")
