@@ -72,7 +72,7 @@ def quantise(
     from onnxruntime.quantization import QuantType, quantize_dynamic
     model, root_log = onnx.load(source), logging.getLogger()
     before, _ = root_log.level, root_log.setLevel(logging.ERROR)  # it advises pre-processing, which changes nothing here
-    try: quantize_dynamic(source, path, per_channel=True, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"], nodes_to_exclude=[*answer_nodes(model), *keep])
+    try: quantize_dynamic(source, path, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"], nodes_to_exclude=[*answer_nodes(model), *keep])
     finally: root_log.setLevel(before)
     model = onnx.load(path)
     strip_metadata(model)
