@@ -52,8 +52,8 @@ STRINGS = {
     "film": "The film",
     "picture": "The picture",
     "heat": "What speaks for the answer",
-    "heat_note": "Coloured where the film speaks for the answer, yellow the most. On films shown the usual way, the patient's right is on the left of the picture.",
-    "heat_note_limb": "Coloured where the film speaks for the answer, yellow the most.",
+    "heat_note": "Coloured is what moved the answer, yellow the most; it need not be where the trouble is. On films shown the usual way, the patient's right is on the left of the picture.",
+    "heat_note_limb": "Coloured is what moved the answer, yellow the most; it need not be where the trouble is.",
     "opacity": "Heatmap strength",
     "quality": "About this film",
     "flags": {
