@@ -87,7 +87,7 @@ def training_section(
     llm: dict | None,     # llm/llm.json; None where no language model was tuned
 ) -> str:
     "Where the weights come from and what was done to them."
-    recipe = {k: train[k] for k in ("size", "tune_blocks", "epochs", "best_epoch", "lr", "class_balance", "augment", "seed") if k in train}
+    recipe = {k: train[k] for k in ("size", "tune_blocks", "epochs", "best_epoch", "lr", "balance", "augment", "patch_drop", "seed") if k in train}
     frozen = "The network is frozen and only its head is trained." if not train.get("tune_blocks") else f"The head and the last {train['tune_blocks']} blocks are trained."
     words = "No language model goes with it: a template words its findings.\n" if llm is None else f"The words: a LoRA adapter, tuned in four bits, on {plain(llm['base'])}. Recipe: {plain(llm.get('recipe', {}))}. The base's weights are not in the bundle.\n"
     return f"## How it was trained\n\nStarting weights: {plain(train['init'])}. {frozen} Recipe: {plain(recipe)}. Temperature, prediction sets and rules were set on validation films with the engine that is served.\n\n{words}"

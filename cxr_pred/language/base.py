@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from ..data.fetch import fetch_wheel
+from ..data.wheel import fetch_wheel
 from ..core import SetupError, log, read_json, sha256_file, write_json
 
 # %% ../../nbs/language/base.ipynb #c004

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['jitter', 'Picked', 'Jittered', 'device_and_precision', 'embed', 'made_with', 'cached_embedding', 'Joined',
-           'embed_splits', 'Tuner', 'BestEpoch', 'quiet_trainer', 'mlflow_logger', 'fit', 'final_features', 'finish',
+           'embed_splits', 'Tuner', 'BestEpoch', 'quiet_trainer', 'mlflow_logger', 'features_of', 'fit', 'finish',
            'split_scores', 'write_gpu_memory']
 
 # %% ../../nbs/vision/train.ipynb #c003
@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from timm.layers import PatchDropout
 from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -80,22 +81,21 @@ def device_and_precision() -> tuple[str, bool]:
 @torch.inference_mode()
 def embed(
     reader: Reader,
-    films,               # (N, S, S) uint8: an array, mapped or `Jittered`
-    blocks: int,         # keep the tokens after so many blocks
-    tokens: np.ndarray | None = None,  # (N, T, d) float16 to fill; None: only the features are wanted
+    films,            # (N, S, S) uint8: an array, mapped or `Jittered`
+    out: np.ndarray,  # to fill: (N, T, d) float16 tokens, or (N, 2d) float32 features
+    blocks: int,      # tokens: after so many blocks
     batch: int = 8,
     desc: str = "films",
-) -> np.ndarray:
-    "Run all films once; fill `tokens`, and return the features at the end, (N, 2d) float32."
+) -> None:
+    "Run all films once, as far as is wanted."
     device, bf16 = device_and_precision()
-    reader, out = reader.to(device).eval(), []
+    reader = reader.to(device).eval()
     with torch.autocast(device, torch.bfloat16, enabled=bf16):
-        for i in tqdm(range(0, len(films), batch), desc=desc, mininterval=1):
+        for i in tqdm(range(0, len(films), batch), desc=desc, mininterval=1, unit_scale=batch, unit="film"):
             t = reader.stem(torch.from_numpy(np.array(films[i:i + batch]))[:, None].to(device), blocks)
-            if tokens is not None: tokens[i:i + batch] = t.float().cpu().numpy()
-            out.append(reader.features(reader.rest(t, blocks).float()).cpu().numpy())
+            if out.ndim == 2: t = reader.features(reader.rest(t, blocks).float())
+            out[i:i + batch] = t.float().cpu().numpy()
     reader.to("cpu")
-    return np.concatenate(out)
 
 # %% ../../nbs/vision/train.ipynb #c012
 def made_with() -> str:
@@ -111,22 +111,18 @@ def cached_embedding(
     films,           # see `embed`
     tune_blocks: int,        # blocks at the end that will be tuned
     desc: str = "films",
-) -> tuple[np.ndarray, np.ndarray]:
-    "What is trained on, (N, T, d) float16 tokens or (N, 2d) float32 features, and the features; from the cache if it is there."
+) -> np.ndarray:
+    "What is trained on, (N, T, d) float16 tokens or (N, 2d) float32 features, mapped; from the cache if it is there."
     blocks = reader.depth - tune_blocks
     name = hashlib.sha256(f"{key}/{blocks if tune_blocks else 'all'}/{made_with()}".encode()).hexdigest()[:16]
-    feat, tok = cache / f"{name}.features.npy", cache / f"{name}.tokens.npy"
-    if not feat.is_file() or (tune_blocks and not tok.is_file()):
+    path, d = cache / f"{name}.{'tokens' if tune_blocks else 'features'}.npy", reader.net.num_features
+    if not path.is_file():
         cache.mkdir(parents=True, exist_ok=True)
-        shape = (len(films), reader.grid[0] * reader.grid[1] + reader.net.num_prefix_tokens, reader.net.num_features)
-        part = tok.with_suffix(".part")
-        array = np.lib.format.open_memmap(part, "w+", np.float16, shape) if tune_blocks else None
-        features = embed(reader, films, blocks, array, desc=desc)
-        if tune_blocks: array.flush(); os.replace(part, tok)
-        with open(feat.with_suffix(".part"), "wb") as f: np.save(f, features)
-        os.replace(feat.with_suffix(".part"), feat)
-    features = np.load(feat, allow_pickle=False)
-    return (np.load(tok, mmap_mode="r", allow_pickle=False) if tune_blocks else features), features
+        shape = (reader.grid[0] * reader.grid[1] + reader.net.num_prefix_tokens, d) if tune_blocks else (2 * d,)
+        part = np.lib.format.open_memmap(path.with_suffix(".part"), "w+", np.float16 if tune_blocks else np.float32, (len(films), *shape))
+        embed(reader, films, part, blocks, desc=desc)
+        part.flush(); os.replace(path.with_suffix(".part"), path)
+    return np.load(path, mmap_mode="r", allow_pickle=False)
 
 # %% ../../nbs/vision/train.ipynb #c015
 class Joined:
@@ -153,8 +149,8 @@ def embed_splits(
     augment: int = 0,        # altered versions of each train film
     seed: int = 0,           # of the alterations
     cache: Path = Path("data/processed/cache"),
-) -> tuple[Joined, np.ndarray, pd.DataFrame]:
-    "What is trained on, the features, and the table of both: the manifest's rows first, in its order, then altered train films. Raises `SetupError` for test films."
+) -> tuple[Joined, pd.DataFrame]:
+    "What is trained on, and its table: the manifest's rows first, in its order, then altered train films. Raises `SetupError` for test films."
     if (manifest.split == "test").any(): raise SetupError("test_films", f"{(manifest.split == 'test').sum()} test films came to the training.", "Leave them to the evaluation.")
     rows, train = manifest.row.to_numpy(), manifest[manifest.split == "train"]
     h = hashlib.sha256()
@@ -167,7 +163,7 @@ def embed_splits(
     for k in range(augment):
         passes.append(cached_embedding(cache, f"{key}/altered {seed} {k}/{altered}", reader, Jittered(films, train.row, 1000 * seed + k), tune_blocks, f"altered {k + 1}/{augment}"))
         tables.append(train.assign(row=len(manifest) + k * len(train) + np.arange(len(train))))
-    return Joined(*(p[0] for p in passes)), np.concatenate([p[1] for p in passes]), pd.concat(tables, ignore_index=True)
+    return Joined(*passes), pd.concat(tables, ignore_index=True)
 
 # %% ../../nbs/vision/train.ipynb #c018
 class Tuner(L.LightningModule):
@@ -183,10 +179,12 @@ class Tuner(L.LightningModule):
         weight_decay: float = 1e-2,
         label_smoothing: float = 0.0,
         warmup: float = 0.1,        # share of the steps
+        patch_drop: float = 0.0,    # share of a film's patches left out of a training step, where blocks are tuned
     ):
         super().__init__()
         self.reader, self.first, self.lr, self.block_lr = reader, first, lr, block_lr
         self.weight_decay, self.label_smoothing, self.warmup = weight_decay, label_smoothing, warmup
+        self.drop = PatchDropout(patch_drop, reader.net.num_prefix_tokens) if patch_drop else nn.Identity()
         self.register_buffer("f_mean", mean); self.register_buffer("f_scale", scale)
         self.head = nn.Linear(len(mean), reader.head.out_features)
         nn.init.zeros_(self.head.weight); nn.init.zeros_(self.head.bias)
@@ -197,7 +195,7 @@ class Tuner(L.LightningModule):
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         "Features (N, 2d) from what was kept: features themselves, or tokens."
-        return x if x.ndim == 2 else self.reader.features(self.reader.rest(x.float(), self.first))
+        return x if x.ndim == 2 else self.reader.features(self.reader.rest(self.drop(x).float(), self.first))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor: return self.head((self.features(x).float() - self.f_mean) / self.f_scale)
 
@@ -266,23 +264,43 @@ def mlflow_logger(
     return MLFlowLogger(run_id=run.info.run_id, tracking_uri=tracking_uri(), experiment_name=None)
 
 
+@torch.inference_mode()
+def features_of(
+    reader: Reader,
+    first: int,                  # tokens: how many blocks they have passed
+    array: np.ndarray | Joined,  # (N, T, d) tokens, or (N, 2d) features
+    rows: np.ndarray,            # (n,) which of them
+    desc: str = "features",
+    batch: int = 32,
+) -> torch.Tensor:
+    "Features (n, 2d) float32 of some rows, with the blocks as they are now."
+    if len(array.shape) == 2: return torch.from_numpy(np.array(array[rows]))
+    device, bf16 = device_and_precision()
+    reader, training = reader.to(device).eval(), reader.training
+    with torch.autocast(device, torch.bfloat16, enabled=bf16):
+        out = [reader.features(reader.rest(torch.from_numpy(array[rows[i:i + batch]]).to(device).float(), first)).float().cpu()
+               for i in tqdm(range(0, len(rows), batch), desc=desc, mininterval=1, unit_scale=batch, unit="film")]
+    reader.to("cpu").train(training)
+    return torch.cat(out)
+
+
 def fit(
     reader: Reader,               # changed: its tuned blocks
     array: np.ndarray | Joined,   # tokens or features, from `embed_splits`
-    features: np.ndarray,         # (N, 2d) features before training, for the standardisation
     manifest: pd.DataFrame,       # their table
     tune_blocks: int = 0,
     epochs: int = 60,
     batch_size: int = 256,
-    balance: float = 0.5,         # see `class_chances`
+    balance: float = 0.5,         # see `film_chances`
     seed: int = 0,
     logger=False,                 # a Lightning logger
-    **recipe,                     # lr, block_lr, weight_decay, label_smoothing, warmup: see `Tuner`
+    **recipe,                     # lr, block_lr, weight_decay, label_smoothing, warmup, patch_drop: see `Tuner`
 ) -> tuple[Tuner, BestEpoch]:
     "Train, and put the best epoch back."
     seed_everything(seed)
-    train = torch.from_numpy(features[manifest.row[manifest.split == "train"]])
-    tuner = Tuner(reader, reader.depth - tune_blocks, train.mean(0), train.std(0).clamp_min(1e-4), **recipe)
+    first, train = reader.depth - tune_blocks, manifest.row[manifest.split == "train"].to_numpy()
+    start = features_of(reader, first, array, train[::-(-len(train) // 1024)] if tune_blocks else train, "standardise")
+    tuner = Tuner(reader, first, start.mean(0), start.std(0).clamp_min(1e-4), **recipe)
     best = BestEpoch()
     trainer = quiet_trainer(epochs, [best], logger, bf16=tune_blocks > 0 and device_and_precision()[1])
     trainer.fit(tuner, FilmData(array, manifest, batch_size, balance, seed))
@@ -290,23 +308,6 @@ def fit(
     return tuner, best
 
 # %% ../../nbs/vision/train.ipynb #c024
-@torch.inference_mode()
-def final_features(
-    tuner: Tuner,
-    array: np.ndarray | Joined,  # tokens or features
-    n: int,                      # of the first so many rows
-    batch: int = 32,
-) -> torch.Tensor:
-    "Features (n, 2d) float32 after training."
-    if len(array.shape) == 2: return torch.from_numpy(np.array(array[np.arange(n)]))
-    device, bf16 = device_and_precision()
-    tuner = tuner.to(device).eval()
-    with torch.autocast(device, torch.bfloat16, enabled=bf16):
-        out = [tuner.features(torch.from_numpy(array[np.arange(i, min(i + batch, n))]).to(device)).float().cpu() for i in tqdm(range(0, n, batch), desc="features", mininterval=1)]
-    tuner.to("cpu")
-    return torch.cat(out)
-
-
 def finish(
     tuner: Tuner,
     array: np.ndarray | Joined,  # what it was trained on
@@ -314,7 +315,7 @@ def finish(
     shrink: float = 0.1,         # see `set_distance`
 ) -> tuple[Reader, torch.Tensor]:
     "The finished reader, and the features (n, 2d) of the manifest's films."
-    f, train = final_features(tuner, array, len(manifest)), torch.tensor((manifest.split == "train").tolist())
+    f, train = features_of(tuner.reader, tuner.first, array, np.arange(len(manifest))), torch.tensor((manifest.split == "train").tolist())
     reader = tuner.reader
     with torch.no_grad(): set_head(reader, tuner.head.weight, tuner.head.bias, tuner.f_mean, tuner.f_scale, f[train].mean(0))
     set_distance(reader, f[train], torch.tensor(manifest.target.tolist())[train], shrink)

