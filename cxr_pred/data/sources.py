@@ -393,7 +393,7 @@ def dicom_films(
     for parts, head in found:
         path, below = "/".join((folder, *parts)), "/".join(parts)
         name = labels.get(below, "") if labels is not None else parts[0] if len(parts) > 1 else ""
-        why = "not_dicom" if head is None else head["left_out"] or ("not_in_table" if labels is not None and below not in labels else "outside_layout" if not name else "class_left_out" if (classes or {}).get(name) == "" else None)
+        why = "not_dicom" if head is None else head["left_out"] or ("not_in_table" if labels is not None and below not in labels else "outside_layout" if labels is None and not name else "class_left_out" if (classes or {}).get(name) == "" else None)
         if why or not (label := label_of(name, classes)): yield Record(source, path, left_out=why or ("unknown_class" if labels is None else "unknown_label")); continue
         who = number.get(head["patient"])
         yield Record(source, path, label, who, who, head["age"], head["sex"], head["view"])
