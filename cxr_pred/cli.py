@@ -206,10 +206,10 @@ def app(host: str = HOST, port: int = PORT):
 # %% ../nbs/04_cli.ipynb #c022
 @cli.command()
 def fetch_data(
-    name: str = typer.Argument(help="kermany, covid_radiography, tb or bone_fracture"),
+    name: str = typer.Argument(help="kermany, covid_radiography, tb, bone_fracture, covid_qu_ex or covid_chestxray"),
     yes: bool = typer.Option(False, help="agree to the terms without being asked"),
 ):
-    "Download a public set of films with kagglehub and link it into data/raw; shows its terms first."
+    "Download a public set of films, link it into data/raw and count it; shows its terms first."
     with plainly():
         from cxr_pred.core import root
         from cxr_pred.data.fetch import fetch_dataset

@@ -21,10 +21,11 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..core import InputError, SetupError, write_json
-from .images import preprocess, read_film
+from .archive import film_bytes
+from .images import decode, preprocess
 from .labels import LABELS
 from .quality import COLOUR_SHARE
-from .sources import Record, records, source
+from .sources import Record, chosen, records, source
 from .split import assign, exact_duplicates, near_pairs, units, units_in_two_splits
 
 # %% ../../nbs/data/etl.ipynb #c005
@@ -48,7 +49,7 @@ def read_record(
 ) -> tuple[dict, np.ndarray | None]:
     "A film's row and its prepared picture, or a row with `reason_code` and `reason` and no picture."
     row = asdict(record) | dict(image_id=image_id(record.source, record.path))
-    try: film = read_film(Path(raw) / record.path)
+    try: film = decode(film_bytes(Path(raw), record.path), Path(record.path).name)
     except InputError as e: return row | dict(reason_code=e.code, reason=e.message), None
     flags = film.flags + (["not_a_radiograph"] if film.colour > COLOUR_SHARE else [])
     if found := [f for f in flags if f in reject]: return row | dict(reason_code=found[0], reason=f"{Path(record.path).name} is {found[0].replace('_', ' ')}."), None
@@ -139,6 +140,7 @@ def manifest_schema():
         "age": pa.Column("float64", pa.Check.in_range(0, 120), nullable=True), "sex": text(words("M", "F"), nullable=True), "view": text(nullable=True),
         "width": pa.Column("int64", pa.Check.gt(0)), "height": pa.Column("int64", pa.Check.gt(0)), "sha256": text(hexes(64), unique=True), "phash": text(hexes(16)),
         "quality": text(), "severity": text(words("none", "mild", "moderate", "severe"), nullable=True), "regions": text(nullable=True), "path": text(unique=False),
+        "masks": pa.Column(None, nullable=True, required=False),
     }, strict=True, ordered=True, checks=pa.Check(lambda d: d.groupby("group_id").split.nunique().max() == 1, error="a group stands in two splits"))
 
 
@@ -146,9 +148,11 @@ def as_manifest(
     kept: pd.DataFrame,  # from `decide`
 ) -> pd.DataFrame:
     "Sort by image_id, number the rows, keep the manifest's columns and types, and validate. Raises pandera's SchemaError."
-    m = kept.sort_values("image_id", kind="stable").assign(row=range(len(kept)))[COLUMNS].reset_index(drop=True)
+    m = kept.sort_values("image_id", kind="stable").assign(row=range(len(kept)))
+    columns = COLUMNS + (["masks"] if "masks" in m and m.masks.notna().any() else [])
+    m = m[columns].reset_index(drop=True)
     m = m.astype({"row": "int64", "width": "int64", "height": "int64", "age": "float64"})
-    words = [c for c in COLUMNS if c not in ("row", "age", "width", "height", "quality")]
+    words = [c for c in columns if c not in ("row", "age", "width", "height", "quality")]
     m[words] = m[words].astype(object).where(m[words].notna(), None)
     return manifest_schema().validate(m)
 
@@ -199,7 +203,7 @@ def save_films(
 def run_etl(
     raw: Path,              # folder that holds the data sets' folders
     run: Path,              # folder of the run; data/ and metrics/ are written below it
-    sources: list[str],     # names in SOURCES
+    sources: list,          # names in SOURCES, or {name: {option: value}}
     size: int = 224,        # side of a prepared film
     val_share: float = 0.15,
     test_share: float = 0.15,
@@ -215,7 +219,7 @@ def run_etl(
     data = run / "data"; data.mkdir(parents=True, exist_ok=True)
     found = records(raw, sources)
     opened = [r for r in found if not r.left_out]
-    if not opened: raise SetupError("no_films", f"No film was found for {', '.join(sources)}.", "Look into the raw folder.")
+    if not opened: raise SetupError("no_films", f"No film was found for {', '.join(n for n, *_ in chosen(sources))}.", "Look into the raw folder.")
     scratch = data / "reading.npy"
     pictures = np.lib.format.open_memmap(scratch, "w+", np.uint8, (len(opened), size, size))
     try:
