@@ -13,7 +13,7 @@ from cxr_pred.data.quality import looks_blank
 
 ROOT = Path(__file__).resolve().parents[1]
 DICOM = ROOT.parent / "shared" / "data" / "dicom"
-CODES = {"empty_file", "unsupported_format", "truncated", "corrupt", "too_large", "multi_frame", "dicom_no_pixels", "dicom_no_transfer_syntax"}
+CODES = {"empty_file", "unsupported_format", "truncated", "corrupt", "too_large", "multi_frame", "dicom_no_pixels", "dicom_no_transfer_syntax", "decode_memory"}
 
 
 def chest(h=96, w=80):
