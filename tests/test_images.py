@@ -13,7 +13,7 @@ from cxr_pred.data.quality import looks_blank
 
 ROOT = Path(__file__).resolve().parents[1]
 DICOM = ROOT.parent / "shared" / "data" / "dicom"
-CODES = {"empty_file", "unsupported_format", "truncated", "corrupt", "too_large", "multi_frame", "dicom_no_pixels", "dicom_no_transfer_syntax"}
+CODES = {"empty_file", "unsupported_format", "truncated", "corrupt", "too_large", "multi_frame", "dicom_no_pixels", "dicom_no_transfer_syntax", "decode_memory"}
 
 
 def chest(h=96, w=80):
@@ -200,6 +200,7 @@ def test_lossless_and_lossy_agree_and_a_forged_tag_inverts():
     assert abs(lossless - lossy).mean() < 2
     true, forged = (read_film(DICOM / f"txrv_{n}.dcm").pixels.astype(int) for n in ("1.2.276.0.7230010.3.1.4.8323329.6904.1517875201.850819", "Fake_MONOCHROME1"))
     assert (true + forged == 255).all()
+    assert "looks_negative" in read_film(DICOM / "txrv_Fake_MONOCHROME1.dcm").flags
 
 
 def test_kind_ignores_the_name():

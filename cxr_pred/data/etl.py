@@ -9,10 +9,7 @@ __all__ = ['COLUMNS', 'image_id', 'pixel_hash', 'read_record', 'read_all', 'film
 # %% ../../nbs/data/etl.ipynb #c002
 import hashlib, json
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +19,10 @@ from tqdm.auto import tqdm
 
 from ..core import InputError, SetupError, write_json
 from .archive import film_bytes
+from .guarded import Limits, guarded_map
 from .images import decode, preprocess
 from .labels import LABELS
-from .quality import COLOUR_SHARE
+from .quality import COLOUR_SHARE, check_flags
 from .sources import Record, chosen, records, source
 from .split import assign, exact_duplicates, near_pairs, units, units_in_two_splits
 
@@ -65,20 +63,20 @@ def read_all(
     pictures: np.ndarray,  # (len(found), size, size) uint8, is filled
     reject: tuple[str, ...] = ("blank", "not_a_radiograph"),
     workers: int = 2,
+    limits: Limits = Limits(),  # what one film may cost
 ) -> list[dict]:
-    "Read every record, in order; a row each, with `reason_code` for those that failed."
-    from cxr_pred.data.etl import read_record  # spawned workers import it by this name, in a notebook too
-    args = ([str(raw)] * len(found), found, [pictures.shape[1]] * len(found), [tuple(reject)] * len(found))
+    "Read every record, in order; a row each, with `reason_code` for those that failed. Raises `SetupError` for a flag that does not exist."
+    check_flags(reject)
+    answers = guarded_map("cxr_pred.data.etl:read_record", ((str(raw), r, pictures.shape[1], tuple(reject)) for r in found), workers, limits)
     rows = []
-    with ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn")) as pool:
-        results = pool.map(read_record, *args, chunksize=32) if workers > 1 else map(read_record, *args)
-        try:
-            for i, (row, picture) in enumerate(tqdm(results, total=len(found), desc="films", mininterval=1, disable=len(found) < 200)):
-                rows.append(row)
-                if picture is not None: pictures[i] = picture
-        except BrokenProcessPool as e:
-            raise SetupError("decoder_crashed", f"A reading process died near {found[len(rows)].path}.", "Move that film and its neighbours away and run again.") from e
+    for i, (record, answer) in enumerate(zip(found, tqdm(answers, total=len(found), desc="films", mininterval=1, disable=len(found) < 200))):
+        if isinstance(answer, InputError):
+            rows.append(asdict(record) | dict(image_id=image_id(record.source, record.path), reason_code=answer.code, reason=answer.message)); continue
+        row, picture = answer
+        rows.append(row)
+        if picture is not None: pictures[i] = picture
     return rows
+
 
 # %% ../../nbs/data/etl.ipynb #c012
 def film_keys(

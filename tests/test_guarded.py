@@ -1,0 +1,52 @@
+"""What no example shows: the whole ETL with hostile films, and a short fuzz through the child processes."""
+import io
+import textwrap
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cxr_pred.core import InputError, SetupError
+from cxr_pred.data.etl import read_all
+from cxr_pred.data.guarded import Limits, guarded_map
+from cxr_pred.data.sources import Record
+
+CODES = {"empty_file", "unsupported_format", "truncated", "corrupt", "too_large", "multi_frame", "dicom_no_pixels", "dicom_no_transfer_syntax", "decode_memory"}
+
+
+def picture(kind):
+    y, x = np.mgrid[0:96, 0:80]
+    out = io.BytesIO(); Image.fromarray((60 + 150 * np.exp(-((x - 40) / 9.) ** 2) + 25 * np.cos(y / 4.)).clip(0, 255).astype(np.uint8)).save(out, kind)
+    return out.getvalue()
+
+
+def mutated(whole, rng):
+    "A file with bytes flipped, its end cut off, or a piece of it put elsewhere."
+    b = bytearray(whole)
+    for at in rng.integers(0, len(b), rng.integers(0, 9)): b[at] = rng.integers(0, 256)
+    if rng.random() < .3: b = b[:rng.integers(0, len(b))]
+    if b and rng.random() < .3: a, c, to = rng.integers(0, len(b), 3); b[to:to] = b[min(a, c):max(a, c)]
+    return bytes(b)
+
+
+def test_a_short_fuzz_ends_in_films_or_known_reasons():
+    rng, whole = np.random.default_rng(0), [picture(k) for k in ("PNG", "JPEG", "TIFF")]
+    answers = list(guarded_map("cxr_pred.data.guarded:read_bytes", [(mutated(whole[i % 3], rng),) for i in range(300)], 1, Limits(seconds=20)))
+    assert len(answers) == 300 and {a.code for a in answers if isinstance(a, InputError)} <= CODES
+    assert 30 < sum(not isinstance(a, InputError) for a in answers) < 280
+
+
+def test_a_crash_costs_one_film_and_keeps_the_order(tmp_path, monkeypatch):
+    (tmp_path / "crashing.py").write_text(textwrap.dedent("""
+        import os
+        def act(n):
+            if n == 5: os.abort()
+            return {"n": n}, None"""))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    answers = list(guarded_map("crashing:act", [(n,) for n in range(12)], 1))
+    assert answers[5].code == "decoder_crashed" and [a[0]["n"] for i, a in enumerate(answers) if i != 5] == [n for n in range(12) if n != 5]
+
+
+def test_a_rule_that_names_no_flag_stops_before_a_film_is_read(tmp_path):
+    with pytest.raises(SetupError) as e: read_all(tmp_path, [Record("tb", "a.png", "NORMAL")], np.zeros((1, 8, 8), np.uint8), ("blnk",))
+    assert e.value.code == "unknown_flag"
