@@ -5,7 +5,7 @@ import pytest
 
 from cxr_pred.core import root
 from cxr_pred.data.card import HIDDEN, counts, data_card, histograms, probe, shortcuts
-from cxr_pred.data.duplicates import copies, crossing, in_two_sets, lookalikes, side_by_side
+from cxr_pred.data.duplicates import across_splits, copies, crossing, in_two_sets, lookalikes, side_by_side
 from cxr_pred.data.etl import run_etl
 from cxr_pred.data.pictures import examples, gallery, pair_gallery, reject_pictures
 from cxr_pred.data.sources import records
@@ -43,6 +43,8 @@ def test_every_reject_has_a_frame_and_no_name_breaks_the_page(done):
     assert len(frames) == len(rejects) and {f.lines[0] for f in frames if f.missing == "cannot be decoded"} == {"truncated", "empty file", "unsupported format"}
     page = gallery(frames).html + pair_gallery(side_by_side(copies(rejects, manifest, raw), manifest, rejects, films, raw)).html
     assert "<script>" not in page and "&lt;script&gt;alert(1).png" in page and all(p.split("/")[-1] in page for p in rejects.path if "<" not in p)
+    torn = across_splits(crossing(records(raw, ["bone_fracture"]), manifest), manifest, rejects, films, raw)
+    assert len(torn) == 12 and sum(f.lines[0] == "no label" for p in torn for f in p[2:]) == 4 and pair_gallery(p[1:] for p in torn).html.count("no annotation") == 4, "two groups have no annotation"
     assert list(examples(manifest, films)) == ["NORMAL", "PNEUMONIA", "COVID19", "TUBERCULOSIS", "FRACTURE_WRIST"]
 
 

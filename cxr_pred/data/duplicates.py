@@ -93,7 +93,7 @@ def film_of(
     lines = ["not kept", path]
     if path in lost.index:
         f = lost.loc[path]
-        lines = [f.label or "no label", f"not kept: {f.reason_code.replace('_', ' ')}", f.source, path]
+        lines = [f.label if isinstance(f.label, str) else "no label", f"not kept: {f.reason_code.replace('_', ' ')}", f.source, path]
     try: return Shown(preprocess(read_film(Path(raw) / path).pixels, films.shape[1]), lines)
     except InputError as e: return Shown(None, lines, f"no picture: {e.code.replace('_', ' ')}")
 
