@@ -14,7 +14,8 @@ import pandas as pd
 
 from ..core import InputError
 from .etl import pixel_hash
-from .images import preprocess, read_film
+from .archive import read_below
+from .images import preprocess
 from .pictures import Shown
 from .sources import Record
 from .split import near_pairs
@@ -34,7 +35,7 @@ def copies(
     kept, rows = manifest.set_index("sha256"), []
     seen = {}   # pixels -> first of the films that conflict
     for r in again.itertuples():
-        try: sha = pixel_hash(read_film(Path(raw) / r.path).pixels)
+        try: sha = pixel_hash(read_below(Path(raw), r.path).pixels)
         except InputError: continue   # gone since the run
         if r.reason_code == "exact_duplicate" and sha in kept.index:
             k = kept.loc[sha]; other = (k.path, k.source, k.label, k.split)
@@ -94,7 +95,7 @@ def film_of(
     if path in lost.index:
         f = lost.loc[path]
         lines = [f.label if isinstance(f.label, str) else "no label", f"not kept: {f.reason_code.replace('_', ' ')}", f.source, path]
-    try: return Shown(preprocess(read_film(Path(raw) / path).pixels, films.shape[1]), lines)
+    try: return Shown(preprocess(read_below(Path(raw), path).pixels, films.shape[1]), lines)
     except InputError as e: return Shown(None, lines, f"no picture: {e.code.replace('_', ' ')}")
 
 

@@ -18,9 +18,9 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..core import InputError, SetupError, write_json
-from .archive import film_bytes
+from .archive import read_below
 from .guarded import Limits, guarded_map
-from .images import decode, preprocess
+from .images import preprocess
 from .labels import LABELS
 from .quality import COLOUR_SHARE, check_flags
 from .sources import Record, chosen, records, source
@@ -47,7 +47,7 @@ def read_record(
 ) -> tuple[dict, np.ndarray | None]:
     "A film's row and its prepared picture, or a row with `reason_code` and `reason` and no picture."
     row = asdict(record) | dict(image_id=image_id(record.source, record.path))
-    try: film = decode(film_bytes(Path(raw), record.path), Path(record.path).name)
+    try: film = read_below(Path(raw), record.path)
     except InputError as e: return row | dict(reason_code=e.code, reason=e.message), None
     flags = film.flags + (["not_a_radiograph"] if film.colour > COLOUR_SHARE else [])
     if found := [f for f in flags if f in reject]: return row | dict(reason_code=found[0], reason=f"{Path(record.path).name} is {found[0].replace('_', ' ')}."), None

@@ -18,7 +18,7 @@ import pandas as pd
 from PIL import Image
 
 from ..core import InputError
-from .images import read_film
+from .archive import read_below
 from .labels import LABELS
 
 # %% ../../nbs/data/pictures.ipynb #c005
@@ -118,7 +118,7 @@ def reject_pictures(
     def frame(r):
         lines = [r.reason_code.replace("_", " "), r.source + (f", {r.label}" if isinstance(r.label, str) else ""), r.path, *([r.reason] if r.kind == "rejected" and r.reason else [])]
         if r.kind == "rejected" and r.reason_code not in OPENED: return Shown(None, lines, "cannot be decoded")
-        try: return Shown(read_film(Path(raw) / r.path).pixels, lines)
+        try: return Shown(read_below(Path(raw), r.path).pixels, lines)
         except InputError as e: return Shown(None, lines, f"no picture: {e.code.replace('_', ' ')}")
     return [frame(r) for r in rejects.sort_values(["reason_code", "source", "path"]).itertuples()]
 
