@@ -60,7 +60,10 @@ def test_every_stage_ran_and_nothing_is_left_to_do(project):
 def test_metrics_and_plots_are_there(project):
     folder, run = project
     shown = json.loads(run("metrics", "show", "--json").stdout)[""]["data"]
-    assert {Path(k).stem for k in shown} == {"etl", "train_vit", "export", "train_llm", "vit", "llm", "gates"} and all("error" not in v for v in shown.values())
+    (line,) = [v["data"] for v in shown.values()]
+    assert set(shown) == {"runs/sample/metrics/headline.json"} and line["films"] > 50 and 0 <= line["accuracy"] <= 1 and line["gates"] == 1 and None not in line.values()
+    assert max(map(len, run("metrics", "show").stdout.splitlines())) < 170, "a line that fits a screen"
+    assert {p.stem for p in (folder / "runs/sample/metrics").glob("*.json")} == {"data_card", "etl", "train_vit", "export", "train_llm", "vit", "llm", "gates", "headline"}
     r = run("plots", "show", "-o", "plots_html")
     assert r.returncode == 0 and all(name in (folder / "plots_html" / "index.html").read_text() for name in ("train_curve", "reliability", "confusion", "llm_curve"))
 
