@@ -6,7 +6,7 @@
 __all__ = ['cli', 'NO_ANSWER', 'BUNDLE', 'HOST', 'PORT', 'feedback', 'plainly', 'writing', 'answer', 'line', 'explainer',
            'open_reader', 'draw', 'terminal', 'tell', 'predict', 'batch', 'serve', 'end_with_parent', 'llm_serve',
            'app', 'fetch_data', 'link_data', 'pipeline', 'export', 'doctor', 'test_films', 'film_to_show', 'show',
-           'main']
+           'load', 'main']
 
 # %% ../nbs/04_cli.ipynb #c002
 import json, os, sys, threading
@@ -306,6 +306,19 @@ def show(profile: str = typer.Option("sample", help="sample or clinical")):
         tell({"file": str(path), **read[0].model_dump(mode="json")}, read)
         draw(read, None, out)
         print(f"Film:   {path.relative_to(root()) if path.is_relative_to(root()) else path}, a test film labelled {label}\nReport: {out}")
+
+# %% ../nbs/04_cli.ipynb #load35
+@cli.command()
+def load(
+    profile: str = typer.Option("sample", help="sample or clinical"),
+    database: str = typer.Option(None, help="where the rows go, e.g. postgresql://cxr@host/films; CXR_DATABASE_URL, else SQLite in the state folder"),
+    films: str = typer.Option(None, help="where the pictures go, e.g. s3://bucket/films (AWS_ENDPOINT_URL and keys from the environment); else a folder of the state folder"),
+):
+    "Write a run's films into a database and a bucket; what is there already is not written again."
+    with plainly():
+        from cxr_pred.core import run_dir
+        from cxr_pred.data.load import load
+        print(load(run_dir(profile), database, films))
 
 # %% ../nbs/04_cli.ipynb #c030
 def main(): cli()

@@ -48,5 +48,5 @@ def test_a_crash_costs_one_film_and_keeps_the_order(tmp_path, monkeypatch):
 
 
 def test_a_rule_that_names_no_flag_stops_before_a_film_is_read(tmp_path):
-    with pytest.raises(SetupError) as e: read_all(tmp_path, [Record("tb", "a.png", "NORMAL")], np.zeros((1, 8, 8), np.uint8), ("blnk",))
+    with pytest.raises(SetupError) as e: read_all(tmp_path, [Record("tb", "a.png", "NORMAL")], None, ("blnk",))
     assert e.value.code == "unknown_flag"

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'image_id', 'pixel_hash', 'read_record', 'read_all', 'film_keys', 'decide', 'duplicate_counts',
-           'manifest_schema', 'as_manifest', 'crossing_groups', 'summary', 'save_films', 'run_etl']
+           'manifest_schema', 'as_manifest', 'crossing_groups', 'summary', 'save_films', 'as_rejects', 'run_etl']
 
 # %% ../../nbs/data/etl.ipynb #c002
-import hashlib, json
+import hashlib, json, os
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +21,7 @@ from ..core import InputError, SetupError, write_json
 from .archive import read_below
 from .guarded import Limits, guarded_map
 from .images import preprocess
+from .journal import Journal, film_key, reading_terms
 from .labels import LABELS
 from .quality import COLOUR_SHARE, check_flags
 from .sources import Record, chosen, records, source
@@ -60,21 +61,20 @@ def read_record(
 def read_all(
     raw: Path,
     found: list[Record],   # those to open
-    pictures: np.ndarray,  # (len(found), size, size) uint8, is filled
+    journal: Journal,      # those that it holds are not opened again; the others are written down
     reject: tuple[str, ...] = ("blank", "not_a_radiograph"),
     workers: int = 2,
     limits: Limits = Limits(),  # what one film may cost
 ) -> list[dict]:
-    "Read every record, in order; a row each, with `reason_code` for those that failed. Raises `SetupError` for a flag that does not exist."
+    "Read every record; a row each, in order, with `position` in the journal's pictures or with `reason_code`. Raises `SetupError` for a flag that does not exist."
     check_flags(reject)
-    answers = guarded_map("cxr_pred.data.etl:read_record", ((str(raw), r, pictures.shape[1], tuple(reject)) for r in found), workers, limits)
-    rows = []
-    for i, (record, answer) in enumerate(zip(found, tqdm(answers, total=len(found), desc="films", mininterval=1, disable=len(found) < 200))):
-        if isinstance(answer, InputError):
-            rows.append(asdict(record) | dict(image_id=image_id(record.source, record.path), reason_code=answer.code, reason=answer.message)); continue
-        row, picture = answer
-        rows.append(row)
-        if picture is not None: pictures[i] = picture
+    keys = [film_key(raw, r) for r in found]
+    rows = [journal.rows.get(k) for k in keys]
+    fresh = [i for i, row in enumerate(rows) if row is None]
+    answers = guarded_map("cxr_pred.data.etl:read_record", ((str(raw), found[i], journal.pictures.shape[1], tuple(reject)) for i in fresh), workers, limits)
+    for i, answer in zip(fresh, tqdm(answers, total=len(found), initial=len(found) - len(fresh), desc="films", mininterval=1, disable=len(found) < 200)):
+        if isinstance(answer, InputError): rows[i] = asdict(found[i]) | dict(image_id=image_id(found[i].source, found[i].path), reason_code=answer.code, reason=answer.message, position=-1)
+        else: rows[i] = journal.add(keys[i], *answer)
     return rows
 
 
@@ -198,6 +198,18 @@ def save_films(
     out.flush()
 
 
+def as_rejects(
+    found: list[Record],
+    rows: pd.DataFrame,      # all that were opened; those with reason_code count
+    dropped: pd.DataFrame,   # from `decide`
+) -> pd.DataFrame:
+    "Every file that is not kept, sorted by path: path, source, label, reason_code, reason, and kind, rejected or left_out."
+    left = pd.DataFrame([asdict(r) | dict(reason_code=r.left_out, reason="left out by the adapter", kind="left_out") for r in found if r.left_out])
+    bad = pd.concat([rows[rows.reason_code.notna()], dropped]).assign(kind="rejected")
+    rejects = pd.concat([bad, left])[["path", "source", "label", "reason_code", "reason", "kind"]].sort_values("path", kind="stable").reset_index(drop=True)
+    return rejects.astype(object).where(rejects.notna(), None)
+
+
 def run_etl(
     raw: Path,              # folder that holds the data sets' folders
     run: Path,              # folder of the run; data/ and metrics/ are written below it
@@ -218,23 +230,22 @@ def run_etl(
     found = records(raw, sources)
     opened = [r for r in found if not r.left_out]
     if not opened: raise SetupError("no_films", f"No film was found for {', '.join(n for n, *_ in chosen(sources))}.", "Look into the raw folder.")
-    scratch = data / "reading.npy"
-    pictures = np.lib.format.open_memmap(scratch, "w+", np.uint8, (len(opened), size, size))
+    journal = Journal(run / "reading", reading_terms(size=size, reject=reject), size, len(opened))
     try:
-        rows = pd.DataFrame(read_all(raw, opened, pictures, reject, workers)).assign(position=range(len(opened)))
+        rows = pd.DataFrame(read_all(raw, opened, journal, reject, workers))
         if "reason_code" not in rows: rows[["reason_code", "reason"]] = None
         good = rows[rows.reason_code.isna()].drop(columns=["reason_code", "reason"])
         if good.empty: raise SetupError("no_films", "Not one film could be read.", "The first reason: " + rows.reason.iloc[0])
-        kept, dropped, duplicates = decide(good.reset_index(drop=True), pictures, seed, val_share, test_share, least_test)
+        kept, dropped, duplicates = decide(good.reset_index(drop=True), journal.pictures, seed, val_share, test_share, least_test)
         manifest = as_manifest(kept)
-        save_films(data / "films.npy", pictures, kept.sort_values("image_id", kind="stable").position.to_numpy())
-    finally: scratch.unlink(missing_ok=True)
-    left = pd.DataFrame([asdict(r) | dict(reason_code=r.left_out, reason="left out by the adapter", kind="left_out") for r in found if r.left_out])
-    bad = pd.concat([rows[rows.reason_code.notna()], dropped]).assign(kind="rejected")
-    rejects = pd.concat([bad, left])[["path", "source", "label", "reason_code", "reason", "kind"]].sort_values("path", kind="stable").reset_index(drop=True)
-    rejects = rejects.astype(object).where(rejects.notna(), None)
-    metrics = summary(found, manifest, rejects, duplicates)
-    manifest.to_parquet(data / "manifest.parquet", index=False)
-    rejects.to_parquet(data / "rejects.parquet", index=False)
-    write_json(run / "metrics" / "etl.json", metrics)
+        save_films(journal.draft("films.npy"), journal.pictures, kept.sort_values("image_id", kind="stable").position.to_numpy())
+        rejects = as_rejects(found, rows, dropped)
+        metrics = summary(found, manifest, rejects, duplicates)
+        manifest.to_parquet(journal.draft("manifest.parquet"), index=False)
+        rejects.to_parquet(journal.draft("rejects.parquet"), index=False)
+        write_json(journal.draft("etl.json"), metrics)
+        (run / "metrics").mkdir(exist_ok=True)
+        for place in (data / "films.npy", data / "rejects.parquet", data / "manifest.parquet", run / "metrics" / "etl.json"): os.replace(journal.draft(place.name), place)
+    except BaseException: journal.close(); raise
+    journal.remove()
     return metrics
