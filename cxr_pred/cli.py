@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['cli', 'NO_ANSWER', 'BUNDLE', 'HOST', 'PORT', 'feedback', 'plainly', 'writing', 'answer', 'line', 'explainer',
            'open_reader', 'draw', 'terminal', 'tell', 'predict', 'batch', 'serve', 'end_with_parent', 'llm_serve',
-           'app', 'fetch_data', 'link_data', 'pipeline', 'export', 'doctor', 'test_films', 'film_to_show', 'show',
-           'load', 'main']
+           'app', 'fetch_data', 'link_data', 'data_page', 'pipeline', 'export', 'doctor', 'test_films', 'film_to_show',
+           'show', 'load', 'main']
 
 # %% ../nbs/04_cli.ipynb #c002
 import json, os, sys, threading
@@ -223,6 +223,14 @@ def link_data(folder: Path = typer.Argument(help="a folder that holds one or mor
         from cxr_pred.core import root
         from cxr_pred.data.fetch import link_data
         print(*link_data(folder, root() / "data" / "raw").values(), sep="\n")
+
+
+@cli.command()
+def data_page(profile: str = typer.Option("sample", help="sample or clinical"), host: str = HOST, port: int = typer.Option(8001, help="0: any that is free")):
+    "Show a run's data in the browser: counts, films drawn by chance, what was not kept and why, the terms."
+    with plainly():
+        from cxr_pred.data.gallery import serve_page
+        serve_page(profile, host, port)
 
 
 @cli.command()
