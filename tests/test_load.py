@@ -1,5 +1,5 @@
 "Loading against a real PostgreSQL and a real S3 server, killed at each step: what the next load leaves is what one without a kill leaves. And no patient's number, file's name or key gets out."
-import json, os, signal, socket, subprocess, sys, time
+import json, os, random, signal, socket, subprocess, sys, time
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
@@ -48,7 +48,12 @@ for text in sys.stdin:
 
 
 def free_port():
-    with socket.socket() as s: s.bind(("127.0.0.1", 0)); return s.getsockname()[1]
+    "A free port whose neighbour 10,000 further on is free too: each part of the S3 server speaks gRPC there."
+    while True:
+        n = random.randrange(10_000, 50_000)
+        with socket.socket() as a, socket.socket() as b:
+            try: a.bind(("127.0.0.1", n)); b.bind(("127.0.0.1", n + 10_000)); return n
+            except OSError: pass
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -89,7 +94,7 @@ def s3(tmp_path_factory):
     d = tmp_path_factory.mktemp("s3"); port = {k: free_port() for k in ("master", "volume", "filer", "s3")}
     (d / "s3.json").write_text(json.dumps({"identities": [{"name": "test", "credentials": [{"accessKey": "tester", "secretKey": SECRET}], "actions": ["Admin", "Read", "Write", "List"]}]})); (d / "data").mkdir()
     p = subprocess.Popen([weed, "server", "-master.peers=none", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={d / 'data'}", "-filer", "-s3", f"-s3.config={d / 's3.json'}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false",
-                          "-master.volumeSizeLimitMB=64", "-volume.max=50", "-volume.preStopSeconds=0", *(f"-{k}.port={n}" for k, n in port.items())], env=os.environ | {"WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                          "-master.volumeSizeLimitMB=64", "-volume.max=50", "-volume.preStopSeconds=0", *(f"-{k}.port={n}" for k, n in port.items())], env=os.environ | {"WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}, stdout=open(d / "log", "w"), stderr=subprocess.STDOUT)
     try:
         end = time.monotonic() + 180
         for url, ask in ((f"http://127.0.0.1:{port['filer']}/buckets/films/", httpx.post), (f"http://127.0.0.1:{port['s3']}/", httpx.get)):
@@ -97,7 +102,7 @@ def s3(tmp_path_factory):
                 try:
                     if ask(url, timeout=20).status_code < 500: break
                 except httpx.TransportError: pass
-                assert p.poll() is None and time.monotonic() < end, "the S3 server did not start"
+                assert p.poll() is None and time.monotonic() < end, (d / "log").read_text()[-2000:]
                 time.sleep(0.2)
         with pytest.MonkeyPatch.context() as m:
             for k, v in dict(AWS_ENDPOINT_URL=f"http://127.0.0.1:{port['s3']}", AWS_ACCESS_KEY_ID="tester", AWS_SECRET_ACCESS_KEY=SECRET, AWS_REGION="us-east-1").items(): m.setenv(k, v)
