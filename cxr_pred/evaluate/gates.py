@@ -62,7 +62,7 @@ def halt_if_failed(
         raise CxrError("gate_failed", f"The model does not go on: {said}.", "reports/ shows the evaluation; train better or look at the data, not at the threshold.")
 
 # %% ../../nbs/evaluate/gates.ipynb #n0091
-HEADLINE = {"films": "etl.films_out", "test": "vit.n_films", "accuracy": "vit.overall.accuracy.value", "low": "vit.overall.accuracy.low", "high": "vit.overall.accuracy.high",
+HEADLINE = {"films": "etl.films_out", "test": "vit.overall.n", "accuracy": "vit.overall.accuracy.value", "low": "vit.overall.accuracy.low", "high": "vit.overall.accuracy.high",
             "balanced": "vit.overall.balanced_accuracy.value", "auroc": "vit.overall.macro_auroc.value", "ece": "vit.overall.ece",
             "answered": "vit.answered.share.value", "right": "vit.answered.accuracy.value", "coverage": "vit.conformal.coverage", "refused": "llm.fallback_rate.trained"}
 
@@ -72,4 +72,4 @@ def headline(
     passed: bool,   # the verdict of the gates
 ) -> dict[str, float | None]:
     "metrics/headline.json: films kept, films tested, accuracy and its 95 % interval, ..., `right` of those answered, `refused` texts, gates (1: passed). None where it was not measured."
-    return {name: None if (v := look_up(metrics, path)) is None else round(v, 4) for name, path in HEADLINE.items()} | {"gates": int(passed)}
+    return {name: v if (v := look_up(metrics, path)) is None else int(v) if v.is_integer() else round(v, 4) for name, path in HEADLINE.items()} | {"gates": int(passed)}
