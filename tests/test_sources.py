@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
+from test_etl import SHARED, film
 
 from cxr_pred.core import InputError, SetupError
 from cxr_pred.data import fetch
@@ -23,14 +24,7 @@ from cxr_pred.data.etl import manifest_schema, run_etl
 from cxr_pred.data.fetch import DATASETS, compare_counts, fetch_dataset
 from cxr_pred.data.sources import SOURCES, Record, chosen, dicom_films, records, source, within
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 real = pytest.mark.skipif(not (SHARED / "covid-chestxray-dataset").is_dir(), reason="no real films beside the project")
-
-
-def film(seed, size=64):
-    "A film unlike any other."
-    rng = np.random.default_rng(seed)
-    return np.asarray(Image.fromarray(rng.integers(0, 255, (9, 9), dtype=np.uint8)).resize((size, size), Image.Resampling.BICUBIC))
 
 
 def png(a):

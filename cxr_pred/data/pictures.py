@@ -20,6 +20,7 @@ from PIL import Image
 from ..core import InputError
 from .archive import read_below
 from .labels import LABELS
+from .quality import FLAGS
 
 # %% ../../nbs/data/pictures.ipynb #c005
 def drawn(
@@ -107,7 +108,7 @@ def examples(
     return {label: [Shown(films[f.row], [f.source, f"{f.split}, {f.width} x {f.height} px"]) for f in turn[turn.label == label].head(each).itertuples()] for label in LABELS if (turn.label == label).any()}
 
 # %% ../../nbs/data/pictures.ipynb #c008
-OPENED = {"exact_duplicate", "duplicate_conflict", "overlaps_official_test", "blank", "not_a_radiograph", "low_contrast", "tiny", "saturated"}  # reasons found after decoding
+OPENED = {"exact_duplicate", "duplicate_conflict", "overlaps_official_test", *FLAGS}  # reasons found after decoding
 
 
 def reject_pictures(
