@@ -168,6 +168,16 @@ def test_a_file_that_ends_its_decoder_costs_one_frame(project, monkeypatch):
     assert html.count("<figure") == 24 and html.count("<img") == 23 and "no picture: decoder crashed" in html
 
 
+def test_a_healthy_film_is_not_called_marked(project):
+    from cxr_pred.data.gallery import films_html, load_run
+    if not (project / "runs/sample/data/manifest.parquet").exists(): make_run(project)
+    run = load_run(project / "runs/sample/data", project / "raw")
+    run.manifest["regions"] = run.manifest.regions.where(run.manifest.regions.notna(), "[]")   # as the sample says it: looked at, nothing there
+    try: html = films_html(run)
+    finally: run.manifest["regions"] = run.manifest.regions.where(run.manifest.regions != "[]", None)
+    assert html.count("<img") > 8 and html.count("marked") == films_html(run).count("marked") <= 1
+
+
 def test_thirteen_thousand_films_are_drawn(tmp_path, monkeypatch):
     "All that the page shows but the pictures of rejects, of a run as large as the clinical one; only the films that are shown are read."
     from cxr_pred.data import gallery

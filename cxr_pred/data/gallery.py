@@ -157,7 +157,7 @@ def films_html(
     drawn = draw(films, number, len(run.manifest), 8 if len(found) > 1 else 48)
     drawn = drawn.assign(pixels=read_films(run.films, drawn.row))
     def frame(f):
-        notes = [*(q.replace("_", " ") for q in f.quality), *(["marked"] if isinstance(f.regions, str) else []), *(["mask"] if isinstance(getattr(f, "masks", None), str) else [])]
+        notes = [*(q.replace("_", " ") for q in f.quality), *(["marked"] if isinstance(f.regions, str) and json.loads(f.regions) else []), *(["mask"] if isinstance(getattr(f, "masks", None), str) else [])]
         html = figure_html(Shown(f.pixels, [f.source, ", ".join([f.split, *notes])]))
         return html.replace("<figure>", f'<figure role="button" tabindex="0" data-id="{escape(f.image_id)}" aria-label="{escape(f.label)}, {escape(f.source)}: open">', 1)
     rows = "".join(f'<h3>{escape(label)} <span>{found[label]:,} film{"s" * (found[label] > 1)}</span></h3><div class="films">{"".join(map(frame, g.itertuples()))}</div>' for label, g in drawn.groupby("label", sort=False))
@@ -171,12 +171,13 @@ def marks_svg(
     regions: str | None,   # JSON of the manifest: boxes and polygons, 0 to 1
 ) -> str:
     "The marked regions as lines over a picture that is stretched to the same box."
-    if not isinstance(regions, str): return ""
+    found = json.loads(regions) if isinstance(regions, str) else []
+    if not found: return ""   # looked at, and nothing to mark, is no mark either
     def line(r):
         p = np.asarray(r["points"], float)
         if r["kind"] == "box": (x0, y0), (x1, y1) = p; p = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
         return f'<polygon points="{" ".join(f"{x:.5f},{y:.5f}" for x, y in p)}"/>'
-    return f'<svg class="mark" viewBox="0 0 1 1" preserveAspectRatio="none" aria-hidden="true">{"".join(map(line, json.loads(regions)))}</svg>'
+    return f'<svg class="mark" viewBox="0 0 1 1" preserveAspectRatio="none" aria-hidden="true">{"".join(map(line, found))}</svg>'
 
 
 def veils_html(
