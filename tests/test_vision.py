@@ -53,7 +53,7 @@ def remade(bundle: Path, **files) -> Path:
 
 
 @pytest.mark.parametrize("name, data, code", [("labels__json", json.dumps(list(LABELS)[::-1]).encode(), "other_labels"),
-                                              ("preprocessing__json", b'{"size": 224, "version": 2}', "other_preprocessing"),
+                                              ("preprocessing__json", b'{"size": 224, "version": 3}', "other_preprocessing"),
                                               ("vit__int8__onnx", b"not a model", "broken_model")])
 def test_a_bundle_for_something_else_is_refused(tmp_path, name, data, code):
     with pytest.raises(SetupError) as e: Classifier(remade(toy_bundle(tmp_path / "b"), **{name: data}))

@@ -19,18 +19,18 @@ from .fetch import DATASETS
 from .labels import LABELS
 from .pictures import Gallery, drawn
 from .sources import SOURCES
+from .vocabulary import DECADES, VOCABULARY, age_decade, encoded, one_hot
 
 # %% ../../nbs/data/card.ipynb #c005
-AGES = ["0-9", "10-19", "20-29", "30-39", "40-49", "50-59", "60-69", "70-79", "80-89", "90+"]
-ORDER = {"label": list(LABELS), "split": ["train", "val", "test"], "age": AGES, "sex": ["F", "M"]}
+AGES = list(DECADES)
+ORDER = {"label": list(LABELS), "split": ["train", "val", "test"], "age": AGES, "sex": list(VOCABULARY["sex"])}
 
 
 def age_group(
     age: pd.Series,  # years, NaN where unknown
 ) -> pd.Series:
     "The decade of each age; unknown where it is."
-    decade = age.floordiv(10).clip(0, 9)
-    return decade.map(dict(enumerate(AGES))).astype(object).fillna("unknown")
+    return age.map(age_decade).astype(object).fillna("unknown")
 
 
 def counts(
@@ -108,13 +108,13 @@ def draw_of(
 
 
 def probe(
-    features: np.ndarray,   # (n, 32) of `histograms`
+    features: np.ndarray,   # (n, k), e.g. of `histograms`
     target: pd.Series,      # (n,) names, e.g. the source
     groups: pd.Series,      # (n,) films of one group are on one side of each fold
     folds: int = 5,
     draws: int = 500,       # of the bootstrap over groups
 ) -> dict:
-    "How well histograms tell the target: balanced_accuracy {value, low, high}, chance, n, classes; value None where there are fewer than two names, or too few groups of one for the folds."
+    "How well features tell the target: balanced_accuracy {value, low, high}, chance, n, classes; value None where there are fewer than two names, or too few groups of one for the folds."
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
@@ -139,18 +139,21 @@ def shortcuts(
     films: np.ndarray,
     at_most: int = 600,     # films of each source and class
 ) -> dict[str, dict]:
-    "The probes of a run by their question: the source over all films and within each class that several sources share, and the class over all films."
+    "The probes of a run by their question: from grey levels, the source over all films and within each class that several sources share, and the class; and the class from the file's size, and from age, sex and view, where any is known."
     some = draw_of(manifest, at_most)
     h = pd.DataFrame(histograms(films, some.row), index=some.index)
     ask = lambda part, target: probe(h.loc[part.index].to_numpy(), part[target], part.group_id)
     within = {f"source, {label} only": ask(g, "source") for label, g in some.groupby("label") if g.source.nunique() > 1}
-    return {"source, all films": ask(some, "source"), **within, "class, all films": ask(some, "label")}
+    answers = {"source, all films": ask(some, "source"), **within, "class, all films": ask(some, "label")}
+    answers["class, from width and height alone"] = probe(np.log(some[["width", "height"]].to_numpy(float)), some.label, some.group_id)
+    codes = encoded(some)
+    return answers | ({"class, from age, sex and view alone": probe(one_hot(codes), some.label, some.group_id)} if codes.to_numpy().any() else {})
 
 # %% ../../nbs/data/card.ipynb #c018
 def shortcut_table(answers: dict[str, dict]) -> pd.DataFrame:
     "The probes for people."
     said = lambda b: "not measured: one name, or too few films of one" if b["value"] is None else f"{b['value']:.3f} ({b['low']:.3f} to {b['high']:.3f})"
-    return pd.DataFrame([{"what the grey levels tell": q, "films": a["n"], "to choose from": a["classes"], "balanced accuracy (95 % interval)": said(a["balanced_accuracy"]), "guessing": a["chance"]} for q, a in answers.items()])
+    return pd.DataFrame([{"asked for": q, "films": a["n"], "to choose from": a["classes"], "balanced accuracy (95 % interval)": said(a["balanced_accuracy"]), "guessing": a["chance"]} for q, a in answers.items()])
 
 # %% ../../nbs/data/card.ipynb #c021
 def sizes(manifest: pd.DataFrame) -> pd.DataFrame:

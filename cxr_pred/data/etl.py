@@ -20,11 +20,12 @@ from tqdm.auto import tqdm
 from ..core import InputError, SetupError, write_json
 from .archive import read_below
 from .guarded import Limits, guarded_map
-from .images import preprocess
+from .images import preparation, preprocess
 from .journal import Journal, film_key, reading_terms
 from .labels import LABELS
 from .quality import COLOUR_SHARE, check_flags
 from .sources import Record, chosen, records, source
+from .vocabulary import VOCABULARY
 from .split import assign, exact_duplicates, near_pairs, units, units_in_two_splits
 
 # %% ../../nbs/data/etl.ipynb #c005
@@ -45,6 +46,7 @@ def read_record(
     record: Record,
     size: int,           # side of the prepared film
     reject: tuple[str, ...],  # flags that reject a film
+    resize: str = "squash", tone: str = "percentile",  # see `preprocess`
 ) -> tuple[dict, np.ndarray | None]:
     "A film's row and its prepared picture, or a row with `reason_code` and `reason` and no picture."
     row = asdict(record) | dict(image_id=image_id(record.source, record.path))
@@ -55,7 +57,7 @@ def read_record(
     import imagehash
     row |= {k: row[k] if row[k] is not None else film.meta.get(k) for k in ("age", "sex", "view")}
     row |= dict(width=film.size[0], height=film.size[1], sha256=pixel_hash(film.pixels), phash=str(imagehash.phash(Image.fromarray(film.pixels))), quality=flags)
-    return row, preprocess(film.pixels, size)
+    return row, preprocess(film.pixels, size, resize, tone)
 
 # %% ../../nbs/data/etl.ipynb #c009
 def read_all(
@@ -65,13 +67,14 @@ def read_all(
     reject: tuple[str, ...] = ("blank", "not_a_radiograph"),
     workers: int = 2,
     limits: Limits = Limits(),  # what one film may cost
+    resize: str = "squash", tone: str = "percentile",  # see `preprocess`
 ) -> list[dict]:
     "Read every record; a row each, in order, with `position` in the journal's pictures or with `reason_code`. Raises `SetupError` for a flag that does not exist."
     check_flags(reject)
     keys = [film_key(raw, r) for r in found]
     rows = [journal.rows.get(k) for k in keys]
     fresh = [i for i, row in enumerate(rows) if row is None]
-    answers = guarded_map("cxr_pred.data.etl:read_record", ((str(raw), found[i], journal.pictures.shape[1], tuple(reject)) for i in fresh), workers, limits)
+    answers = guarded_map("cxr_pred.data.etl:read_record", ((str(raw), found[i], journal.pictures.shape[1], tuple(reject), resize, tone) for i in fresh), workers, limits)
     for i, answer in zip(fresh, tqdm(answers, total=len(found), initial=len(found) - len(fresh), desc="films", mininterval=1, disable=len(found) < 200)):
         if isinstance(answer, InputError): rows[i] = asdict(found[i]) | dict(image_id=image_id(found[i].source, found[i].path), reason_code=answer.code, reason=answer.message, position=-1)
         else: rows[i] = journal.add(keys[i], *answer)
@@ -221,18 +224,20 @@ def run_etl(
     seed: int = 0,
     workers: int = 2,
     reject: tuple[str, ...] = ("blank", "not_a_radiograph"),  # flags that reject a film
+    resize: str = "squash", tone: str = "percentile",  # see `preprocess`
 ) -> dict:
-    "Read, check, split and write; returns the metrics. Raises `SetupError` for a missing set, an empty result, or a unit in two splits."
+    "Read, check, split and write; returns the metrics. Raises `SetupError` for a missing set, an empty result, an unknown preparation, or a unit in two splits."
     from cxr_pred.data.fetch import require_sets
+    how = preparation(dict(size=size, resize=resize, tone=tone))
     raw, run = Path(raw), Path(run)
     require_sets(raw, sources)
     data = run / "data"; data.mkdir(parents=True, exist_ok=True)
     found = records(raw, sources)
     opened = [r for r in found if not r.left_out]
     if not opened: raise SetupError("no_films", f"No film was found for {', '.join(n for n, *_ in chosen(sources))}.", "Look into the raw folder.")
-    journal = Journal(run / "reading", reading_terms(size=size, reject=reject), size, len(opened))
+    journal = Journal(run / "reading", reading_terms(reject=reject, **how), size, len(opened))
     try:
-        rows = pd.DataFrame(read_all(raw, opened, journal, reject, workers))
+        rows = pd.DataFrame(read_all(raw, opened, journal, reject, workers, resize=resize, tone=tone))
         if "reason_code" not in rows: rows[["reason_code", "reason"]] = None
         good = rows[rows.reason_code.isna()].drop(columns=["reason_code", "reason"])
         if good.empty: raise SetupError("no_films", "Not one film could be read.", "The first reason: " + rows.reason.iloc[0])
@@ -244,8 +249,10 @@ def run_etl(
         manifest.to_parquet(journal.draft("manifest.parquet"), index=False)
         rejects.to_parquet(journal.draft("rejects.parquet"), index=False)
         write_json(journal.draft("etl.json"), metrics)
+        write_json(journal.draft("preprocessing.json"), how)
+        write_json(journal.draft("vocabulary.json"), VOCABULARY)
         (run / "metrics").mkdir(exist_ok=True)
-        for place in (data / "films.npy", data / "rejects.parquet", data / "manifest.parquet", run / "metrics" / "etl.json"): os.replace(journal.draft(place.name), place)
+        for place in (data / "films.npy", data / "rejects.parquet", data / "preprocessing.json", data / "vocabulary.json", data / "manifest.parquet", run / "metrics" / "etl.json"): os.replace(journal.draft(place.name), place)
     except BaseException: journal.close(); raise
     journal.remove()
     return metrics

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PREPROCESSING', 'Film', 'kind_of', 'colour_share', 'to_uint8', 'grey', 'out_of_memory', 'too_large', 'decode_picture',
-           'decode', 'read_film', 'preprocess']
+           'decode', 'read_film', 'preparation', 'film_box', 'equalised', 'preprocess', 'heat_on_film']
 
 # %% ../../nbs/data/images.ipynb #c002
 import io, warnings
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..core import InputError, settings
+from ..core import InputError, SetupError, settings
 from .quality import percentile_levels, quality_flags
 
 # %% ../../nbs/data/images.ipynb #c005
@@ -157,17 +157,68 @@ def read_film(
     return decode(data, path.name)
 
 # %% ../../nbs/data/images.ipynb #c028
-PREPROCESSING = {"size": 224, "resize": "squash", "percentiles": [1, 99], "version": 1}
+PREPROCESSING = {"size": 224, "resize": "squash", "tone": "percentile", "percentiles": [1, 99], "version": 2}
+
+
+def preparation(
+    how: dict,  # a bundle's preprocessing.json, or some of the keys of `PREPROCESSING`
+) -> dict:
+    "A whole `PREPROCESSING`: what is not said is as it was in version 1. Raises `SetupError` for what this version cannot do."
+    how = PREPROCESSING | how
+    known = {"version": (1, 2), "resize": ("squash", "letterbox"), "tone": ("percentile", "clahe")}
+    for key, words in known.items():
+        if how[key] not in words: raise SetupError("other_preprocessing", f"Films cannot be prepared with {key} {how[key]!r}.", f"{key} is one of: {', '.join(map(str, words))}. For a newer bundle install the version that made it.")
+    return how | {"version": PREPROCESSING["version"]}
+
+
+def film_box(
+    width: int, height: int,  # of the film
+    size: int = 224,          # side of the square
+    resize: str = "squash",
+) -> tuple[int, int, int, int]:
+    "Where the film lies in the prepared square: left, top, right, bottom in pixels."
+    if resize == "squash": return 0, 0, size, size
+    w, h = (max(1, round(side * size / max(width, height))) for side in (width, height))
+    left, top = (size - w) // 2, (size - h) // 2
+    return left, top, left + w, top + h
+
+
+def equalised(
+    pixels: np.ndarray,  # (h, w) uint8
+    tile: int,           # side of a tile in pixels
+) -> np.ndarray:
+    "CLAHE, (h, w) uint8; a film of one grey level keeps it. Raises `SetupError` where scikit-image is not installed."
+    if pixels.min() == pixels.max(): return pixels
+    try: from skimage.exposure import equalize_adapthist
+    except ImportError as e: raise SetupError("no_clahe", "The tone clahe needs scikit-image.", "pip install scikit-image") from e
+    return np.round(255 * equalize_adapthist(pixels, kernel_size=tile, clip_limit=0.01)).astype(np.uint8)
 
 
 def preprocess(
     pixels: np.ndarray,  # (H, W) uint8 grey levels, bright = dense
     size: int = 224,     # side of the square
+    resize: str = "squash",     # squash or letterbox
+    tone: str = "percentile",   # percentile or clahe
 ) -> np.ndarray:
-    "Stretch the 1st to 99th percentile to 0 to 255 and squash to (size, size) uint8; a film of one grey level keeps it."
+    "Stretch the 1st to 99th percentile to 0 to 255 and bring the film to (size, size) uint8; a film of one grey level keeps it. Raises `SetupError` for an unknown choice."
+    preparation({"resize": resize, "tone": tone})
     low, high = percentile_levels(pixels, PREPROCESSING["percentiles"])
     if high > low:
-        tone = np.round((np.arange(256) - low).clip(0, high - low) * (255 / (high - low))).astype(np.uint8)
-        pixels = tone[pixels]
-    picture = Image.fromarray(np.ascontiguousarray(pixels))
-    return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR))
+        levels = np.round((np.arange(256) - low).clip(0, high - low) * (255 / (high - low))).astype(np.uint8)
+        pixels = levels[pixels]
+    left, top, right, bottom = film_box(pixels.shape[1], pixels.shape[0], size, resize)
+    film = np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize((right - left, bottom - top), Image.Resampling.BILINEAR))
+    if tone == "clahe": film = equalised(film, max(1, size // 8))
+    return np.pad(film, ((top, size - bottom), (left, size - right)))
+
+# %% ../../nbs/data/images.ipynb #n0321
+def heat_on_film(
+    heat: np.ndarray,                     # (h, w) over the prepared square
+    box: tuple[int, int, int, int],       # from `film_box`
+    size: int = 224,                      # side of the square
+) -> np.ndarray:
+    "The map over the film alone, (h, w) float32."
+    if tuple(box) == (0, 0, size, size): return heat
+    h, w = heat.shape
+    part = tuple(edge * side / size for edge, side in zip(box, (w, h, w, h)))
+    return np.asarray(Image.fromarray(np.asarray(heat, np.float32)).resize((w, h), Image.Resampling.BILINEAR, box=part))

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ..core import SetupError, read_json, root, settings
-from ..data.images import Film, preprocess
+from ..data.images import Film, film_box, heat_on_film, preparation, preprocess
 from ..data.labels import CHEST, LABELS
 from ..data.quality import looks_blank, quality_flags
 from .finding import Finding, ReasonCode, Status, zones
@@ -143,8 +143,7 @@ class Classifier:
     ):
         self.bundle = load_bundle(bundle)
         if self.bundle.json("labels.json") != list(LABELS): raise SetupError("other_labels", f"{self.bundle.path} was made for other classes.", "Make it again with this version.")
-        self.preprocessing = self.bundle.json("preprocessing.json")
-        if self.preprocessing["version"] != 1: raise SetupError("other_preprocessing", f"{self.bundle.path} wants preprocessing {self.preprocessing['version']}.", "Install the version that made it.")
+        self.preprocessing = preparation(self.bundle.json("preprocessing.json"))
         self.calibration = self.bundle.json("calibration.json")
         self.engine = engine or self.calibration["engine"]
         self.session = onnx_session(self.bundle.read(self.engine), threads or settings().threads)
@@ -155,6 +154,20 @@ class Classifier:
     def model_version(self) -> str: return self.bundle.manifest["version"]
     @property
     def facts_path(self) -> Path: return self.bundle.path / "facts.yaml"
+
+    def prepare(self,
+        pixels: np.ndarray,  # (H, W) uint8
+    ) -> np.ndarray:
+        "The film as this bundle was trained on, (S, S) uint8."
+        return preprocess(pixels, *(self.preprocessing[k] for k in ("size", "resize", "tone")))
+
+    def on_film(self,
+        heat: np.ndarray,         # (16, 16) over the prepared square
+        width: int, height: int,  # of the film
+    ) -> np.ndarray:
+        "The map over the film alone, (16, 16)."
+        size = self.preprocessing["size"]
+        return heat_on_film(heat, film_box(width, height, size, self.preprocessing["resize"]), size)
 
     def outputs(self,
         films: np.ndarray,  # (N, S, S) uint8, preprocessed
@@ -174,14 +187,14 @@ class Classifier:
         "Read one film."
         start = time.perf_counter()
         if reason := refuse(film, self.calibration): return Result("rejected", reason)
-        x = preprocess(film.pixels, self.preprocessing["size"])
+        x = self.prepare(film.pixels)
         ready = time.perf_counter()
         out = self.outputs(x[None])
         times = {"preprocess_ms": 1000 * (ready - start), "model_ms": 1000 * (time.perf_counter() - ready)}
         p, ood = self.probabilities(out["logits"][0]), float(out["ood"][0])
         status, reason = decide(p, ood, self.calibration)
         if status == "rejected": return Result(status, reason, ood=ood, timings=times)
-        heat = out["heat"][0, p.argmax()]
+        heat = self.on_film(out["heat"][0, p.argmax()], *film.size)
         return Result(status, reason, self.finding(p, ood, heat, film.flags + [q for q in quality_flags(film.pixels) if q not in film.flags]), heat, ood, times)
 
     def finding(self, p: np.ndarray, ood: float, heat: np.ndarray, flags: list[str]) -> Finding:
