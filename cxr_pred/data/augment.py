@@ -44,7 +44,7 @@ def alter(
     S = film.shape[0]
     angle, dx, dy, exposure = rng.uniform(-1, 1, 4) * (how.degrees, how.shift * S, how.shift * S, how.exposure)
     zoom, noise, chance = rng.random(3) * (how.zoom, how.noise, 1)
-    x = torch.from_numpy(np.ascontiguousarray(film))[None]
+    x = torch.from_numpy(np.array(film))[None]
     if mirror and chance < how.flip: x = V.horizontal_flip(x)
     if angle or dx or dy or zoom: x = V.affine(x, angle, [dx, dy], 1 / (1 - zoom), [0.0, 0.0], InterpolationMode.BILINEAR, fill=[0.0])
     if exposure: x = V.adjust_gamma(x, float(np.exp(exposure)))
