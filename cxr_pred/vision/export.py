@@ -56,10 +56,15 @@ def export_onnx(
 def answer_nodes(
     model,  # onnx.ModelProto of a reader
 ) -> list[str]:
-    "MatMul and Gemm nodes after the last LayerNormalization: head, heatmap and distance."
-    nodes = list(model.graph.node)
-    last = max(i for i, n in enumerate(nodes) if n.op_type == "LayerNormalization")
-    return [n.name for n in nodes[last:] if n.op_type in ("MatMul", "Gemm")]
+    "MatMul and Gemm nodes between the last LayerNormalization of their way and an output: head, heatmap and distance."
+    maker = {o: n for n in model.graph.node for o in n.output}
+    found, todo = {}, [o.name for o in model.graph.output]
+    while todo:
+        n = maker.get(todo.pop())
+        if n is None or n.name in found or n.op_type == "LayerNormalization": continue
+        found[n.name] = n.op_type
+        todo += n.input
+    return [name for name, kind in found.items() if kind in ("MatMul", "Gemm")]
 
 
 def quantise(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Picked', 'Altered', 'device_and_precision', 'embed', 'made_with', 'cached_embedding', 'Joined', 'embed_splits',
-           'Tuner', 'BestEpoch', 'quiet_trainer', 'mlflow_logger', 'features_of', 'fit', 'finish', 'split_scores',
-           'write_gpu_memory']
+           'Tuner', 'BestEpoch', 'quiet_trainer', 'mlflow_logger', 'spread', 'features_of', 'fit', 'finish',
+           'validation_scores', 'write_gpu_memory']
 
 # %% ../../nbs/vision/train.ipynb #c003
 import hashlib, inspect, logging, os, warnings
@@ -88,7 +88,7 @@ def embed(
 def made_with() -> str:
     "What kept arrays depend on beside weights and films: the code that makes them, torch, timm, device and precision."
     device, bf16 = device_and_precision()
-    return "\n".join([inspect.getsource(embed), inspect.getsource(Reader), f"torch {torch.__version__} timm {version('timm')} {device} bf16 {bf16}"])
+    return "\n".join([*map(inspect.getsource, (embed, Reader.stem, Reader.rest, Reader.features)), f"torch {torch.__version__} timm {version('timm')} {device} bf16 {bf16}"])
 
 
 def cached_embedding(
@@ -254,6 +254,14 @@ def mlflow_logger(
     return MLFlowLogger(run_id=run.info.run_id, tracking_uri=tracking_uri(), experiment_name=None)
 
 
+def spread(
+    rows: np.ndarray,
+    n: int = 1024,
+) -> np.ndarray:
+    "About n of the rows, evenly spread."
+    return rows[::-(-len(rows) // n)]
+
+
 @torch.inference_mode()
 def features_of(
     reader: Reader,
@@ -262,6 +270,7 @@ def features_of(
     rows: np.ndarray,            # (n,) which of them
     desc: str = "features",
     batch: int = 32,
+    surface: bool = False,       # `Reader.surface` in place of the features at the end
 ) -> torch.Tensor:
     "Features (n, 2d) float32 of some rows, with the blocks as they are now."
     if len(array.shape) == 2: return torch.from_numpy(np.array(array[rows]))
@@ -269,7 +278,8 @@ def features_of(
     reader, training = reader.to(device).eval(), reader.training
     with torch.autocast(device, torch.bfloat16, enabled=bf16):
         tokens = lambda x: reader.stem(x[:, None], first) if x.dtype == torch.uint8 else x.float()
-        out = [reader.features(reader.rest(tokens(torch.from_numpy(np.array(array[rows[i:i + batch]])).to(device)), first)).float().cpu()
+        wanted = reader.surface if surface else lambda t: reader.features(reader.rest(t, first))
+        out = [wanted(tokens(torch.from_numpy(np.array(array[rows[i:i + batch]])).to(device))).float().cpu()
                for i in tqdm(range(0, len(rows), batch), desc=desc, mininterval=1, unit_scale=batch, unit="film")]
     reader.to("cpu").train(training)
     return torch.cat(out)
@@ -291,7 +301,7 @@ def fit(
     "Train, and put the best epoch back."
     seed_everything(seed)
     first, train = reader.depth - tune_blocks, manifest.row[manifest.split == "train"].to_numpy()
-    start = features_of(reader, first, array, train[::-(-len(train) // 1024)] if len(array.shape) > 2 else train, "standardise")
+    start = features_of(reader, first, array, spread(train) if len(array.shape) > 2 else train, "standardise")
     tuner = Tuner(reader, first, start.mean(0), start.std(0).clamp_min(1e-4), **recipe)
     best = BestEpoch()
     trainer = quiet_trainer(epochs, [best], logger, bf16=tune_blocks > 0 and device_and_precision()[1])
@@ -306,27 +316,28 @@ def finish(
     manifest: pd.DataFrame,      # of its first rows, in their order: the films as they are
     shrink: float = 0.1,         # see `set_distance`
 ) -> tuple[Reader, torch.Tensor]:
-    "The finished reader, and the features (n, 2d) of the manifest's films."
-    f, train = features_of(tuner.reader, tuner.first, array, np.arange(len(manifest))), torch.tensor((manifest.split == "train").tolist())
-    reader = tuner.reader
-    with torch.no_grad(): set_head(reader, tuner.head.weight, tuner.head.bias, tuner.f_mean, tuner.f_scale, f[train].mean(0))
-    set_distance(reader, f[train], torch.tensor(manifest.target.tolist())[train], shrink)
-    return reader.eval(), f
+    "The finished reader, and the features (n, 2d) of the validation films."
+    reader, kept = tuner.reader, len(array.shape) > 2
+    train, val = (np.flatnonzero(manifest.split == s) for s in ("train", "val"))
+    centre = features_of(reader, tuner.first, array, spread(train) if kept else train, "centre").mean(0)
+    with torch.no_grad(): set_head(reader, tuner.head.weight, tuner.head.bias, tuner.f_mean, tuner.f_scale, centre)
+    reader.frozen = tuner.first
+    set_distance(reader, features_of(reader, tuner.first, array, train, "distance", surface=kept), torch.tensor(manifest.target.to_numpy()[train]), shrink)
+    return reader.eval(), features_of(reader, tuner.first, array, val, "validation")
 
 
 @torch.inference_mode()
-def split_scores(
+def validation_scores(
     reader: Reader,
-    features: torch.Tensor,  # (N, 2d), as `finish` returns them
+    features: torch.Tensor,  # (n, 2d) of the validation films, as `finish` returns them
     manifest: pd.DataFrame,
-    split: str = "val",
 ) -> dict:
-    "n, nll, accuracy and balanced accuracy of a split, and the accuracy on each of its sources. Never called for test."
-    m = (manifest.split == split).to_numpy()
-    logits, y = reader.head(features[torch.tensor(m)] - reader.centre), torch.tensor(manifest.target[m].tolist())
+    "n, nll, accuracy and balanced accuracy on the validation films, and the accuracy on each source."
+    m = manifest[manifest.split == "val"]
+    logits, y = reader.head(features - reader.centre), torch.tensor(m.target.tolist())
     right = pd.Series((logits.argmax(1) == y).numpy().astype(float))
-    return rounded({"n": int(m.sum()), "nll": F.cross_entropy(logits, y).item(), "accuracy": right.mean(), "balanced_accuracy": right.groupby(y.numpy()).mean().mean(),
-                    "accuracy_by_source": right.groupby(manifest.source[m].to_numpy()).mean().to_dict()})
+    return rounded({"n": len(m), "nll": F.cross_entropy(logits, y).item(), "accuracy": right.mean(), "balanced_accuracy": right.groupby(y.numpy()).mean().mean(),
+                    "accuracy_by_source": right.groupby(m.source.to_numpy()).mean().to_dict()})
 
 # %% ../../nbs/vision/train.ipynb #c032
 def write_gpu_memory(

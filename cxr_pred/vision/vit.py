@@ -15,6 +15,7 @@ import numpy as np
 import timm
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from ..core import SetupError
 from ..data.labels import LABELS
@@ -47,9 +48,10 @@ class Reader(nn.Module):
         super().__init__()
         self.net, d = net, 2 * net.num_features
         self.head = nn.Linear(d, classes)
+        self.frozen = self.depth   # blocks before the first tuned one: where the distance is measured
         cfg = net.pretrained_cfg
         for name, value in (("mean", torch.tensor(cfg["mean"])[:, None, None]), ("std", torch.tensor(cfg["std"])[:, None, None]),
-                            ("centre", torch.zeros(d)), ("class_means", torch.zeros(classes, d)), ("whiten", torch.eye(d))):
+                            ("centre", torch.zeros(d)), ("origin", torch.zeros(d)), ("class_means", torch.zeros(classes, d)), ("whiten", torch.eye(d))):
             self.register_buffer(name, value)
 
     @property
@@ -76,9 +78,13 @@ class Reader(nn.Module):
         "CLS and mean patch, (N, 2d), from normalised tokens."
         return torch.cat([tokens[:, 0], tokens[:, self.net.num_prefix_tokens:].mean(1)], 1)
 
-    def distance(self, features: torch.Tensor) -> torch.Tensor:
-        "Mahalanobis distance (N,) to the nearest class mean, divided by the square root of the dimension: about 1 for a training film."
-        z = (features - self.centre) @ self.whiten
+    def surface(self, tokens: torch.Tensor) -> torch.Tensor:
+        "What the distance is measured on, (N, 2d): CLS and mean patch of the tokens after `frozen` blocks."
+        return self.features(self.net.norm(tokens) if self.frozen == self.depth else F.layer_norm(tokens, tokens.shape[-1:]))
+
+    def distance(self, surface: torch.Tensor) -> torch.Tensor:
+        "Mahalanobis distance (N,) to the nearest class mean, divided by the square root of the dimension: about 1 for a training film (Lee et al., NeurIPS 2018)."
+        z = (surface - self.origin) @ self.whiten
         d2 = z.square().sum(1, keepdim=True) - 2 * z @ self.class_means.T + self.class_means.square().sum(1)
         return (d2.amin(1).clamp_min(0) / z.shape[1]).sqrt()
 
@@ -90,9 +96,10 @@ class Reader(nn.Module):
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         "logits (N, classes), heat (N, classes, rows, columns), features (N, 2d), ood (N,)."
-        tokens = self.rest(self.stem(image, self.depth), self.depth)
+        early = self.stem(image, self.frozen)
+        tokens = self.rest(early, self.frozen)
         f = self.features(tokens)
-        return self.head(f - self.centre), self.heat(tokens), f, self.distance(f)
+        return self.head(f - self.centre), self.heat(tokens), f, self.distance(self.surface(early))
 
 # %% ../../nbs/vision/vit.ipynb #c010
 @torch.no_grad()
@@ -115,12 +122,13 @@ def set_head(
 @torch.no_grad()
 def set_distance(
     reader: Reader,
-    features: torch.Tensor,  # (N, 2d) of training films; `reader.centre` must be set before
+    surface: torch.Tensor,   # (N, 2d) of training films, from `Reader.surface`
     labels: torch.Tensor,    # (N,) class numbers
     shrink: float = 0.1,     # share of the covariance that is replaced by its mean variance
 ) -> None:
-    "Set class means and whitening from training features (covariance within classes, shrunk; Ledoit and Wolf 2004 for why)."
-    f, k = (features - reader.centre).double(), reader.head.out_features
+    "Set origin, class means and whitening from training films (covariance within classes, shrunk; Ledoit and Wolf 2004 for why)."
+    reader.origin.copy_(surface.mean(0))
+    f, k = (surface - reader.origin).double(), reader.head.out_features
     means = torch.stack([f[labels == c].mean(0) if (labels == c).any() else torch.full((f.shape[1],), torch.nan, dtype=f.dtype) for c in range(k)])
     within = f - means[labels]
     cov = within.T @ within / len(f)
@@ -135,7 +143,7 @@ def save_reader(reader: Reader, path: Path) -> Path:
     "Write the reader's tensors as safetensors; the same tensors give the same bytes."
     from safetensors.torch import save_file
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in reader.state_dict().items()}, path)
+    save_file({k: v.contiguous() for k, v in reader.state_dict().items()}, path, {"frozen": str(reader.frozen)})
     return path
 
 
@@ -145,9 +153,12 @@ def load_reader(
     size: int = 224,
 ) -> Reader:
     "Read a reader, ready for inference. Raises `SetupError` where file and model do not fit."
-    from safetensors.torch import load_file
+    from safetensors import safe_open
     reader = Reader(backbone(model, size))
-    try: reader.load_state_dict(load_file(path), strict=True)
+    try:
+        with safe_open(path, "pt") as f:
+            reader.load_state_dict({k: f.get_tensor(k) for k in f.keys()}, strict=True)
+            reader.frozen = int(f.metadata()["frozen"])
     except FileNotFoundError as e: raise SetupError("missing_file", f"{path} is missing.", "Run the stage train_vit.") from e
     except Exception as e: raise SetupError("weights_do_not_fit", f"{path} does not fit {model} at {size} px: {str(e)[:200]}") from e
     return reader.eval()
