@@ -57,7 +57,7 @@ def serve(
     pipe.send_bytes(b"ready")
     while True:
         try: task = pipe.recv()
-        except EOFError: return
+        except (EOFError, ConnectionResetError): return  # the parent closed it, perhaps with a task unread
         signal.setitimer(signal.ITIMER_REAL, seconds + 5)
         answer = attempt(work, task)
         signal.setitimer(signal.ITIMER_REAL, 0)
