@@ -1,5 +1,5 @@
 "What the REST service does with good, bad, many and unwelcome requests."
-import asyncio, concurrent.futures, io, json, os, re, struct, subprocess, sys, threading, time, zlib
+import asyncio, concurrent.futures, io, json, os, re, struct, subprocess, sys, textwrap, threading, time, zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian,
 
 from cxr_pred.clinic.api import create_app
 from cxr_pred.core import reload_settings, root
+from cxr_pred.data.guarded import Guard, Limits
 from cxr_pred.store import Store, new_id
 from cxr_pred.vision.classify import Classifier
 from cxr_pred.vision.toy import toy_bundle, toy_patterns
@@ -79,9 +80,15 @@ def store(tmp_path):
     s.close()
 
 
+@pytest.fixture(scope="module")
+def guard():
+    "The reading processes, started once for all tests."
+    with Guard() as g: yield g
+
+
 @pytest.fixture
-def client(classifier, store):
-    with TestClient(create_app(classifier, store, ui=False), raise_server_exceptions=False) as c:
+def client(classifier, store, guard):
+    with TestClient(create_app(classifier, store, ui=False, guard=guard), raise_server_exceptions=False) as c:
         wait_ready(c)
         yield c
 
@@ -301,6 +308,71 @@ def test_not_ready_without_a_bundle(store, monkeypatch, tmp_path):
             assert p["code"] == "no_bundle" and str(tmp_path) not in json.dumps(p)
             assert problem_of(client.get("/readyz"), 503)["code"] == "no_bundle" and client.get("/healthz").status_code == 200
     finally: monkeypatch.undo(); reload_settings()
+
+
+@pytest.fixture
+def bad_codec(tmp_path, monkeypatch):
+    "A decoder that dies, hangs or swells on films that say so."
+    (tmp_path / "bad_codec.py").write_text(textwrap.dedent("""
+        import os, time
+        from cxr_pred.data.guarded import read_bytes
+        def read(data, name=""):
+            if data.startswith(b"abort"): os.abort()
+            if data.startswith(b"hang"): time.sleep(600)
+            if data.startswith(b"swell"): bytearray(8 * 2**30)
+            if data.startswith(b"killed"): os.kill(os.getpid(), 9)
+            return read_bytes(data, name)"""))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return Guard(1, Limits(seconds=1, megabytes=1024, tries=1), call="bad_codec:read")
+
+
+@pytest.mark.parametrize("data, status, code", [(b"abort", 422, "decoder_crashed"), (b"hang", 422, "decode_timeout"), (b"swell", 413, "decode_memory"), (b"killed", 413, "decode_memory")])
+def test_a_film_that_costs_its_decoder_costs_one_upload(classifier, store, bad_codec, data, status, code):
+    with bad_codec, TestClient(create_app(classifier, store, ui=False, guard=bad_codec), raise_server_exceptions=False) as client:
+        wait_ready(client)
+        assert problem_of(send(client, data), status)["code"] == code and not list(store.films.iterdir())
+        assert client.get("/readyz").status_code == 200 and f'cxr_rejects_total{{code="{code}"}} 1.0' in client.get("/metrics").text
+        assert send(client, encoded(pattern())).json()["status"] == "ok", "one process reads, and it is another one"
+
+
+def test_the_page_says_what_a_film_did_to_its_decoder(classifier, store, bad_codec):
+    from cxr_pred.clinic.app import read
+    from cxr_pred.clinic.reading import ReadingRoom
+    room = ReadingRoom(classifier, store, guard=bad_codec).open()
+    try:
+        card, study = read(room, lambda: b"abort")
+        assert "decoder_crashed" in card and study == "" and store.pending() == []
+        assert read(room, lambda: encoded(pattern()))[1]
+    finally: room.close(); bad_codec.close()
+
+
+def test_nothing_is_ready_before_the_decoders_are(classifier, store, tmp_path, monkeypatch):
+    "A decoder that takes its time, and one that cannot start."
+    go = tmp_path / "go"
+    (tmp_path / "slow_codec.py").write_text(f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(.02)\nfrom cxr_pred.data.guarded import read_bytes as read")
+    (tmp_path / "no_codec.py").write_text("import a_library_that_is_not_there")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with TestClient(create_app(classifier, store, ui=False, guard=Guard(1, call="slow_codec:read")), raise_server_exceptions=False) as client:
+        for _ in range(5): assert problem_of(client.get("/readyz"), 503)["code"] == "not_ready" and client.get("/healthz").status_code == 200
+        go.touch()
+        wait_ready(client)
+        client.app.state.room.guard.close()
+        assert problem_of(send(client, encoded(pattern())), 503)["code"] == "busy"
+    with TestClient(create_app(classifier, store, ui=False, guard=Guard(1, call="no_codec:read")), raise_server_exceptions=False) as client:
+        assert problem_of(send(client, encoded(pattern())), 503)["code"] == "no_worker" and problem_of(client.get("/readyz"), 503)["code"] == "no_worker"
+        client.app.state.room.guard.close()
+
+
+def test_the_decoders_end_with_the_service(classifier, store):
+    import psutil
+    with TestClient(create_app(classifier, store, ui=False), raise_server_exceptions=False) as client:
+        wait_ready(client)
+        room = client.app.state.room
+        team = [room.guard.free.get() for _ in range(2)]
+        pids = [w.process.pid for w in team]
+        for w in team: room.guard.free.put(w)
+        assert len(set(pids)) == 2 and all(psutil.pid_exists(p) for p in pids)
+    assert not any(psutil.pid_exists(p) for p in pids)
 
 
 def test_openapi_names_every_address(client):

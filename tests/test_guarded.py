@@ -50,3 +50,23 @@ def test_a_crash_costs_one_film_and_keeps_the_order(tmp_path, monkeypatch):
 def test_a_rule_that_names_no_flag_stops_before_a_film_is_read(tmp_path):
     with pytest.raises(SetupError) as e: read_all(tmp_path, [Record("tb", "a.png", "NORMAL")], None, ("blnk",))
     assert e.value.code == "unknown_flag"
+
+
+def test_a_worker_that_is_lost_gives_its_second_task_back_and_nothing_is_held_against_it(tmp_path, monkeypatch):
+    "One worker, one try: what it held beside the film that it died of must be read all the same, and its clock starts when the first is answered."
+    (tmp_path / "holding.py").write_text(textwrap.dedent("""
+        import os, time
+        def act(n):
+            if n % 4 == 1: os.abort()
+            time.sleep(.6)
+            return {"n": n}, None"""))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    answers = list(guarded_map("holding:act", [(n,) for n in range(6)], 1, Limits(seconds=1, tries=1)))
+    assert [a.code if isinstance(a, InputError) else a[0]["n"] for a in answers] == [0, "decoder_crashed", 2, 3, 4, "decoder_crashed"]
+
+
+def test_a_long_task_is_not_handed_over_while_its_worker_answers(tmp_path, monkeypatch):
+    "Both pipes would be full, and each end would wait for the other."
+    (tmp_path / "lengthy.py").write_text("import numpy as np\ndef act(data): return {'n': len(data)}, np.zeros(len(data), np.uint8)")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert [a[0]["n"] for a in guarded_map("lengthy:act", [(bytes(2**23),)] * 4, 1, Limits(seconds=20))] == [2**23] * 4

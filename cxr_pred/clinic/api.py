@@ -31,6 +31,7 @@ from .. import __version__
 from .reading import Answer, ReadingRoom, check_key
 from .study import Patient, Report, Sex, Symptom
 from ..core import DISCLAIMER, CxrError, InputError, SetupError, log, problem_body, settings
+from ..data.guarded import Guard
 from ..store import Store
 from ..vision.classify import Classifier, load_bundle
 
@@ -263,9 +264,10 @@ def create_app(
     store: Store | None = None,            # opened from `settings()` if None
     ui: bool = True,                       # with the page at /
     llm_url: str | None = None,            # base URL of the language service; `settings().llm_url` if None
+    guard: Guard | None = None,            # what decodes; the room's own if None
 ) -> FastAPI:
     "The REST service, and the page; its `state.room` is the reading room."
-    room = ReadingRoom(classifier, store, llm_url)
+    room = ReadingRoom(classifier, store, llm_url, guard=guard)
 
     @asynccontextmanager
     async def opened(app: FastAPI):

@@ -15,8 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
-from .study import read_file
+from .study import open_film, read_file
 from ..core import CxrError, InputError, log
+from ..data.guarded import Guard, Limits
+from ..data.images import Film
 from ..data.labels import LABELS
 from ..vision.classify import Classifier
 
@@ -38,10 +40,11 @@ def batch_row(
     classifier: Classifier,
     path: Path,    # a file
     name: str,     # what the row calls it
+    opened: Callable[[bytes | Path, str], Film] = open_film,  # what decodes
 ) -> dict:
     "Read one file; the row of BATCH_SCHEMA. Never raises: what goes wrong is in the row."
     row = {"path": name, "model_version": classifier.model_version}
-    try: report, *_ = read_file(classifier, path)
+    try: report, *_ = read_file(classifier, path, opened)
     except CxrError as e: return row | {"status": "error", "reason_code": e.code}
     except Exception as e:  # one film must not cost the others
         log.exception("%s", type(e).__name__)
@@ -68,8 +71,9 @@ def read_folder(
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(out.name + ".part")
     draft.touch()  # what cannot be written is said before a night's films are read
-    row: Callable[[Path], dict] = lambda p: batch_row(classifier, p, p.relative_to(folder).as_posix())
-    with ThreadPoolExecutor(workers or os.cpu_count() or 2) as pool:
+    workers = workers or os.cpu_count() or 2
+    with Guard(workers, Limits()) as guard, ThreadPoolExecutor(workers) as pool:
+        row: Callable[[Path], dict] = lambda p: batch_row(classifier, p, p.relative_to(folder).as_posix(), guard.read)
         table = pa.Table.from_pylist(list(tqdm(pool.map(row, films), total=len(films), desc="films", unit="film")), schema=BATCH_SCHEMA)
     pq.write_table(table, draft, compression="zstd")
     os.replace(draft, out)

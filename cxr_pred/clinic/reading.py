@@ -19,7 +19,8 @@ from .report import html_report, picture_png
 from .study import Patient, Report, read_study
 from .writer import explanation_for, language_client
 from ..core import CxrError, InputError, SetupError, log, settings
-from ..data.images import Film, decode
+from ..data.guarded import Guard
+from ..data.images import Film
 from ..data.labels import Label
 from ..language.facts import load_facts
 from ..language.findings import Explanation, template_explanation
@@ -104,22 +105,26 @@ class ReadingRoom:
         llm_url: str | None = None,            # base URL of the language service; `settings().llm_url` if None
         most_waiting: int = 8,                 # explanations that may wait for the language service
         again_s: float = 5,                    # pause before an explanation that could not be kept is tried again
+        guard: Guard | None = None,            # what decodes; opened and closed with the room if None
     ):
         self.classifier, self.store, self.metrics = classifier, store, Metrics()
         self.most_waiting, self.again_s = most_waiting, again_s
         self.llm_url, self.client, self.facts = llm_url, None, None
+        self.own_guard, self.guard = guard is None, guard or Guard()
         self.waiting = queue.SimpleQueue()   # ids of studies to be explained; the store knows them too
         self.opened, self.closed, self.problem = threading.Event(), threading.Event(), None
 
     def open(self) -> "ReadingRoom":
         "Load what is needed and read one film for nothing; what goes wrong is kept in `problem`."
         try:
+            self.guard.start()
             self.store = self.store or Store()
             self.classifier = self.classifier or Classifier()
             self.classifier.bundle.read("facts.yaml")  # refuses one that somebody changed
             self.facts = load_facts(self.classifier.facts_path)
             noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
-            self.classifier.classify(decode(picture_png(Image.fromarray(noise))))
+            film = picture_png(Image.fromarray(noise))
+            self.classifier.classify(self.guard.warm(film).read(film))
             self.client = language_client(self.llm_url)
             left = self.store.pending()
             for study_id in left[:self.most_waiting]: self.waiting.put(study_id)
@@ -134,6 +139,7 @@ class ReadingRoom:
         "Stop writing; what is unwritten stays pending in the store."
         self.closed.set()
         self.waiting.put(None)
+        if self.own_guard: self.guard.close()
 
     def check(self,
         wait_s: float = 0,  # how long to wait for the room to open
@@ -148,10 +154,10 @@ class ReadingRoom:
         patient_ref: str | None = None,  # kept as a keyed hash only
         explain: bool = True,
     ) -> Report:
-        "Read a film and record it. Raises `InputError` for what cannot be decoded, `SetupError` store_unavailable."
+        "Read a film and record it. Raises `InputError` for what cannot be decoded, `SetupError`: busy, no_worker, store_unavailable."
         self.check(wait_s=20)
         with self.metrics.seconds.time():
-            report, film, heat = read_study(self.classifier, data, patient=patient)
+            report, film, heat = read_study(self.classifier, data, patient=patient, opened=self.guard.read)
             asks = explain and self.client and report.finding
             if asks and self.waiting.qsize() < self.most_waiting: report = report.model_copy(update={"explanation_status": "pending"})
             elif explain: report = report.explained(self.explain(report, "llm_busy" if asks else ""))
