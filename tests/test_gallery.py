@@ -141,9 +141,9 @@ def test_a_run_that_begins_again_does_not_end_the_page(served, project):
     first, kept = page.load(), {f: (data / f).read_bytes() for f in ("films.npy", "manifest.parquet", "rejects.parquet")}
     with open(data / "films.npy", "r+b") as f: f.truncate(500)
     assert page.load()["films"] == "" and p.poll() is None
-    journal = Journal(data.parent / "reading", {}, 8, 1)   # as `run_etl` opens it
+    journal = Journal(data.parent / "reading", {}, 8, [])   # as `run_etl` opens it
     assert "being read" in page.load()["top"]
-    journal.remove()
+    journal.finish()
     for f, content in kept.items(): (data / f).write_bytes(content)
     assert page.load()["films"] == first["films"], "the same draw of the same films"
 
@@ -244,8 +244,8 @@ def test_in_a_browser(browser, served, project, size):
     assert page.locator("#card table").first.is_visible() and fits()
     page.get_by_role("tab", name="Terms").click()
     assert "ask whoever gave the films" in page.locator("#terms").inner_text() and fits() and not elsewhere
-    data = project / "runs/sample/data"; journal = Journal(data.parent / "reading", {}, 8, 1)   # the next run begins
+    data = project / "runs/sample/data"; journal = Journal(data.parent / "reading", {}, 8, [])   # the next run begins
     page.get_by_text("The films of this run are being read.").wait_for()
-    journal.remove()
+    journal.finish()
     page.get_by_text("files rejected").wait_for()   # and there it is again, without a reload
     context.close()

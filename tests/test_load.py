@@ -126,12 +126,12 @@ def ask(state):
 
 def content(database, films):
     "All rows but their times, and all pictures."
-    engine = loading.connect(database); tables = {}
+    engine = loading.connect_films(database); tables = {}
     with engine.connect() as c:
         for m in (loading.Run, loading.Film, loading.Reject):
             t = m.__table__; tables[t.name] = sorted(tuple(map(str, r)) for r in c.execute(select(*(x for x in t.columns if not x.name.endswith("_at")))))
     engine.dispose()
-    fs, folder = loading.open_films(str(films))
+    fs, folder = loading.films_place(str(films))
     return tables, {name: fs.cat_file(f"{folder}/{name}") for name in loading.stored(fs, folder)}
 
 
@@ -170,7 +170,7 @@ def test_postgres_and_s3_killed_again_and_again(ask, run, wanted, postgres, s3, 
     status, new = ask(run, *where)
     assert status == 0 and new[0] <= 10 and content(*where) == wanted
     assert ask(run, *where) == (0, [0, 0, 0])
-    engine = loading.connect(postgres); assert loading.differences(engine) == []; engine.dispose()
+    engine = loading.connect_films(postgres); assert loading.differences(engine) == []; engine.dispose()
 
 
 def test_the_command_and_what_it_does_not_say(run, postgres, s3, tmp_path):

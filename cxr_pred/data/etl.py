@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'image_id', 'pixel_hash', 'read_record', 'read_all', 'film_keys', 'decide', 'duplicate_counts',
-           'manifest_schema', 'as_manifest', 'crossing_groups', 'summary', 'save_films', 'as_rejects', 'run_etl']
+           'manifest_schema', 'as_manifest', 'crossing_groups', 'summary', 'flagged', 'save_films', 'as_rejects',
+           'run_etl']
 
 # %% ../../nbs/data/etl.ipynb #c002
 import hashlib, json, os
@@ -63,7 +64,7 @@ def read_record(
 def read_all(
     raw: Path,
     found: list[Record],   # those to open
-    journal: Journal,      # those that it holds are not opened again; the others are written down
+    journal: Journal,      # begun for them, in this order; those that it holds are not opened, the others are written down
     reject: tuple[str, ...] = ("blank", "not_a_radiograph"),
     workers: int = 2,
     limits: Limits = Limits(),  # what one film may cost
@@ -71,13 +72,13 @@ def read_all(
 ) -> list[dict]:
     "Read every record; a row each, in order, with `position` in the journal's pictures or with `reason_code`. Raises `SetupError` for a flag that does not exist."
     check_flags(reject)
-    keys = [film_key(raw, r) for r in found]
-    rows = [journal.rows.get(k) for k in keys]
+    rows = [journal.rows.get(k) for k in journal.keys]
     fresh = [i for i, row in enumerate(rows) if row is None]
     answers = guarded_map("cxr_pred.data.etl:read_record", ((str(raw), found[i], journal.pictures.shape[1], tuple(reject), resize, tone) for i in fresh), workers, limits)
     for i, answer in zip(fresh, tqdm(answers, total=len(found), initial=len(found) - len(fresh), desc="films", mininterval=1, disable=len(found) < 200)):
-        if isinstance(answer, InputError): rows[i] = asdict(found[i]) | dict(image_id=image_id(found[i].source, found[i].path), reason_code=answer.code, reason=answer.message, position=-1)
-        else: rows[i] = journal.add(keys[i], *answer)
+        lost = isinstance(answer, InputError)
+        if lost: answer = asdict(found[i]) | dict(image_id=image_id(found[i].source, found[i].path), reason_code=answer.code, reason=answer.message), None
+        rows[i] = journal.add(journal.keys[i], *answer, lost=lost)
     return rows
 
 
@@ -188,6 +189,25 @@ def summary(
                 groups_crossing_source_splits=crossing_groups(found), units=int(manifest.group_id.nunique()), by_source=by_source, by_label=nested(manifest, "label", "split"), by_split=by(manifest, "split"),
                 units_in_two_splits=int((manifest.groupby("group_id").split.nunique() > 1).sum()), quality=dict(sorted(Counter(f for q in manifest.quality for f in q).items())))
 
+# %% ../../nbs/data/etl.ipynb #n0220
+def flagged(
+    only: str | Path | list[str],  # image_ids, or a file that has them: Parquet or CSV with a column image_id, or a text with one a line
+    opened: list[Record],
+) -> set[str] | None:
+    "The image_ids to read again; None for all films. Raises `SetupError` for a file without them, and for a film that no source has."
+    if not isinstance(only, list) and not str(only) or only == []: return None
+    if isinstance(only, list): named = set(map(str, only))
+    else:
+        path = Path(only)
+        try:
+            if path.suffix == ".parquet": named = set(pd.read_parquet(path, columns=["image_id"]).image_id.dropna())
+            elif path.suffix == ".csv": named = set(pd.read_csv(path, usecols=["image_id"], dtype=str).image_id.dropna())
+            else: named = set(path.read_text().split())
+        except (OSError, ValueError) as e: raise SetupError("no_flagged_films", f"{path} does not say which films to read again: {type(e).__name__}.", "It is Parquet or CSV with a column image_id, or a text with an image_id a line.") from e
+    if unknown := sorted(named - {image_id(r.source, r.path) for r in opened}):
+        raise SetupError("unknown_film", f"No film of these sources has the image_id {unknown[0]}" + (f", nor {len(unknown) - 1} more." if unknown[1:] else "."), "Take it from manifest.parquet; is `etl.sources` as it was?")
+    return named
+
 # %% ../../nbs/data/etl.ipynb #c022
 def save_films(
     path: Path,             # films.npy
@@ -225,8 +245,9 @@ def run_etl(
     workers: int = 2,
     reject: tuple[str, ...] = ("blank", "not_a_radiograph"),  # flags that reject a film
     resize: str = "squash", tone: str = "percentile",  # see `preprocess`
+    only: str | Path | list[str] = "",  # image_ids, or a file of them: these films are opened again and no other
 ) -> dict:
-    "Read, check, split and write; returns the metrics. Raises `SetupError` for a missing set, an empty result, an unknown preparation, or a unit in two splits."
+    "Read, check, split and write; returns the metrics. Raises `SetupError` for a missing set, an empty result, an unknown preparation, a unit in two splits, or what `only` cannot have."
     from cxr_pred.data.fetch import require_sets
     how = preparation(dict(size=size, resize=resize, tone=tone))
     raw, run = Path(raw), Path(run)
@@ -235,7 +256,9 @@ def run_etl(
     found = records(raw, sources)
     opened = [r for r in found if not r.left_out]
     if not opened: raise SetupError("no_films", f"No film was found for {', '.join(n for n, *_ in chosen(sources))}.", "Look into the raw folder.")
-    journal = Journal(run / "reading", reading_terms(reject=reject, **how), size, len(opened))
+    keys, named = [film_key(raw, r) for r in opened], flagged(only, opened)
+    again = None if named is None else {k for k, r in zip(keys, opened) if image_id(r.source, r.path) in named} - {None}
+    journal = Journal(run / "reading", reading_terms(reject=reject, **how), size, keys, again)
     try:
         rows = pd.DataFrame(read_all(raw, opened, journal, reject, workers, resize=resize, tone=tone))
         if "reason_code" not in rows: rows[["reason_code", "reason"]] = None
@@ -254,5 +277,5 @@ def run_etl(
         (run / "metrics").mkdir(exist_ok=True)
         for place in (data / "films.npy", data / "rejects.parquet", data / "preprocessing.json", data / "vocabulary.json", data / "manifest.parquet", run / "metrics" / "etl.json"): os.replace(journal.draft(place.name), place)
     except BaseException: journal.close(); raise
-    journal.remove()
+    journal.finish()
     return metrics

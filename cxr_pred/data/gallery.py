@@ -54,7 +54,7 @@ def stamp_of(
 ) -> tuple[str, float]:
     "What the files look like from outside, and when they were last written. Raises `SetupError`: no_run, run_unfinished."
     unfinished = SetupError("run_unfinished", "The films of this run are being read.", "The page shows them as soon as that is done. If nothing is running, the last run was cut off: start it again.")
-    if (Path(data).parent / "reading").exists(): raise unfinished   # the journal of `etl`
+    if (Path(data).parent / "reading" / "unfinished").exists(): raise unfinished   # the journal of `etl`
     try: found = [os.stat(Path(data) / name) for name in FILES]
     except OSError as e: raise SetupError("no_run", f"There is no data of this run yet: {Path(e.filename).name} is missing.", "Run the pipeline; the page shows the data as soon as it is there.") from e
     when = [s.st_mtime for s in found]
