@@ -10,7 +10,7 @@ from test_etl import film, save
 from cxr_pred.core import root
 from cxr_pred.data.etl import image_id
 
-OUT = ("data/films.npy", "data/manifest.parquet", "data/rejects.parquet", "metrics/etl.json")
+OUT = ("data/films.npy", "data/manifest.parquet", "data/preprocessing.json", "data/rejects.parquet", "data/vocabulary.json", "metrics/etl.json")
 LEFT = sorted([*OUT, "reading/lock", "reading/pictures.u8", "reading/rows.jsonl"])   # `unfinished` and drafts are gone
 
 # One process imports everything, and a fork of it does each run: with its reading in the process itself, so that a run takes no time.
