@@ -22,7 +22,7 @@ def toy_manifest() -> pd.DataFrame:
     "Ten classes, two sources, four films of each class and source; the films of a unit are of one split."
     rows = [dict(label=l, source=s, group_id=f"{s}{l}{i // 2}", split="train" if i < 2 else "test", patient_id=f"{s}{l}{i // 2}") for l in LABELS for s in ("kermany", "tb") for i in range(4)]
     m = pd.DataFrame(rows).sample(frac=1, random_state=0).reset_index(drop=True)
-    return m.assign(row=range(len(m)), image_id=[f"{i:016x}" for i in range(len(m))], age=np.where(m.index % 3 == 0, np.nan, 30.0), sex=np.where(m.index % 2 == 0, "F", "M"), view="PA",
+    return m.assign(row=range(len(m)), image_id=[f"{i:016x}" for i in range(len(m))], age=np.where(m.index % 3 == 0, np.nan, 30.0), sex=np.where(m.index % 2 == 0, "F", "M"), view="PA", width=224, height=224,
                     regions=[None if l == "NORMAL" else REGION for l in m.label], path=[f"{i}.png" for i in range(len(m))])
 
 
