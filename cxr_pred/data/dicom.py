@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['VIEWS', 'BODY_PARTS', 'OLDEST', 'DEFLATED', 'HTJ2K', 'JPEG_EXTENDED', 'top_coded', 'age_in_years', 'film_meta',
-           'syntax_of', 'unfolded', 'read_dataset', 'codestream_size', 'check_pixels', 'tone_curve', 'without_padding',
-           'monochrome', 'hush_gdcm', 'extended_jpeg', 'stored_values', 'decode_dicom']
+           'syntax_of', 'unfolded', 'read_dataset', 'codestream_header', 'check_pixels', 'tone_curve',
+           'without_padding', 'monochrome', 'hush_gdcm', 'extended_jpeg', 'stored_values', 'decode_dicom']
 
 # %% ../../nbs/data/dicom.ipynb #c002
 import io, re, struct, warnings, zlib
@@ -98,22 +98,21 @@ def read_dataset(
     return ds, ["transfer_syntax_guessed"]
 
 # %% ../../nbs/data/dicom.ipynb #c012
-def codestream_size(
+def codestream_header(
     fragment: bytes,  # one encapsulated frame: JPEG, JPEG-LS or JPEG 2000
-) -> tuple[int, int] | None:
-    "Width and height that a compressed frame itself states, more than four JPEG 2000 components counted as pictures below each other; None where it is of another kind."
+) -> tuple[int, int, int] | None:
+    "Width, height and bits per sample that a compressed frame itself states, more than four JPEG 2000 components counted as pictures below each other; None where it is of another kind."
     at = fragment.find(b"\xff\x4f\xff\x51", 0, 256)     # JPEG 2000: SOC, SIZ
     if at >= 0:
         width, height = struct.unpack(">II", fragment[at + 8:at + 16])
         parts, = struct.unpack(">H", fragment[at + 40:at + 42])
-        return width, height * (parts if parts > 4 else 1)
+        return width, height * (parts if parts > 4 else 1), max(b & 127 for b in fragment[at + 42:at + 42 + 3 * max(1, parts):3]) + 1
     if fragment[:2] != b"\xff\xd8": return None
     at = 2
-    while at + 9 <= len(fragment) and fragment[at] == 0xFF:
-        marker = fragment[at + 1]
-        if marker == 0xFF: at += 1; continue
+    while 0 <= (at := fragment.find(b"\xff", at)) <= len(fragment) - 9 and (marker := fragment[at + 1]) != 0xDA:   # SOS: the header is over
+        if marker in (0, 1, 0xFF) or 0xD0 <= marker <= 0xD8: at += 1; continue
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) or marker == 0xF7:   # SOFn, or JPEG-LS SOF55
-            height, width = struct.unpack(">HH", fragment[at + 5:at + 9]); return width, height
+            bits, height, width = struct.unpack(">BHH", fragment[at + 4:at + 9]); return width, height, bits
         at += 2 + struct.unpack(">H", fragment[at + 2:at + 4])[0]
     return None
 
@@ -130,8 +129,10 @@ def check_pixels(
     width, height = int(ds.Columns), int(ds.Rows)
     if width * height > settings().max_pixels: raise too_large(name, width, height)
     if ds.file_meta.TransferSyntaxUID.is_compressed and ds.get("PixelData"):
-        if (inside := next((s for f in generate_fragments(ds.PixelData) if (s := codestream_size(f))), None)) and inside[0] * inside[1] > settings().max_pixels: raise too_large(name, *inside)
-        if inside and inside != (width, height): raise InputError("corrupt", f"{name} states {width} x {height} in its tags and {inside[0]} x {inside[1]} in its picture.", "Export it again from where it came.")
+        *inside, bits = next((s for f in generate_fragments(ds.PixelData) if (s := codestream_header(f))), (width, height, 0))
+        if inside[0] * inside[1] > settings().max_pixels: raise too_large(name, *inside)
+        if bits > int(ds.BitsAllocated): raise InputError("corrupt", f"{name} states {bits} bits in its picture, for which its tags leave {ds.BitsAllocated}.", "Export it again from where it came.")
+        if inside != [width, height]: raise InputError("corrupt", f"{name} states {width} x {height} in its tags and {inside[0]} x {inside[1]} in its picture.", "Export it again from where it came.")
 
 # %% ../../nbs/data/dicom.ipynb #c016
 def tone_curve(
@@ -247,6 +248,7 @@ def decode_dicom(
     ds.PhotometricInterpretation = kind
     stored = stored_values(ds)
     if kind.startswith("MONOCHROME"):
+        if stored.ndim != 2: raise ValueError("a monochrome film has one sample a pixel")
         pixels, more = monochrome(stored, ds)
         return dict(pixels=pixels, colour=0.0, meta=film_meta(ds), flags=flags + more)
     if kind == "PALETTE COLOR": stored = apply_color_lut(stored, ds)
