@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from cxr_pred.core import InputError
 from cxr_pred.data.images import Film, decode, kind_of, preprocess, read_film
-from cxr_pred.data.quality import looks_blank
+from cxr_pred.data.quality import has_text, looks_blank
 
 ROOT = Path(__file__).resolve().parents[1]
 DICOM = ROOT.parent / "shared" / "data" / "dicom"
@@ -27,7 +27,7 @@ def encoded(kind, **kw):
     return out.getvalue()
 
 
-def dicom():
+def dicom(**tags):
     "The bytes of a small DICOM film."
     from pydicom.dataset import FileDataset, FileMetaDataset
     from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian
@@ -35,8 +35,8 @@ def dicom():
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = ComputedRadiographyImageStorage, "1.2.3"
     ds = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
     a = chest().astype(np.uint16) * 4
-    for k, v in dict(SOPClassUID=ComputedRadiographyImageStorage, SOPInstanceUID="1.2.3", Modality="CR", PhotometricInterpretation="MONOCHROME2", SamplesPerPixel=1, Rows=a.shape[0], Columns=a.shape[1],
-                     BitsAllocated=16, BitsStored=10, HighBit=9, PixelRepresentation=0, WindowCenter=512, WindowWidth=1024, PatientAge="0 years", PixelData=a.tobytes()).items(): setattr(ds, k, v)
+    for k, v in (dict(SOPClassUID=ComputedRadiographyImageStorage, SOPInstanceUID="1.2.3", Modality="CR", PhotometricInterpretation="MONOCHROME2", SamplesPerPixel=1, Rows=a.shape[0], Columns=a.shape[1],
+                     BitsAllocated=16, BitsStored=10, HighBit=9, PixelRepresentation=0, WindowCenter=512, WindowWidth=1024, PatientAge="0 years", PixelData=a.tobytes()) | tags).items(): setattr(ds, k, v)
     out = io.BytesIO(); ds.save_as(out, enforce_file_format=True)
     return out.getvalue()
 
@@ -205,3 +205,48 @@ def test_lossless_and_lossy_agree_and_a_forged_tag_inverts():
 
 def test_kind_ignores_the_name():
     assert kind_of(WHOLE["JPEG"]) == "JPEG" and isinstance(decode(WHOLE["JPEG"], "film.png"), Film)
+
+
+@pytest.mark.parametrize("age, known", [("089Y", 89), ("090Y", 90), ("097Y", 90), ("120Y", 90), ("121Y", None)])
+def test_no_exact_age_over_89_leaves_the_decoder(age, known):
+    assert decode(dicom(PatientAge=age)).meta["age"] == known
+
+
+def test_monochrome_with_more_samples_is_refused():
+    three = np.stack([chest().astype(np.uint16)] * 3, -1)
+    assert outcome(dicom(SamplesPerPixel=3, PlanarConfiguration=0, PixelData=three.tobytes())) == "corrupt"
+
+
+def lettered(text, size, level=255, turned=False, at=(30, 20)):
+    "A film of 640 x 512 with a line of text."
+    y, x = np.mgrid[0:640, 0:512]
+    film = Image.fromarray((70 + 120 * np.exp(-((x - 256) / 90.) ** 2) + 10 * np.cos(y / 30.)).astype(np.uint8))
+    font = ImageFont.load_default(size); line = Image.new("L", tuple(int(v) + 2 for v in font.getbbox(text)[2:]), 0)
+    ImageDraw.Draw(line).text((1, 0), text, fill=255, font=font)
+    if turned: line = line.rotate(90, expand=True)
+    film.paste(level, at, line)
+    return np.asarray(film)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("text, size, level", [("SMITH JOHN", 14, 255), ("12/03/2019", 20, 230), ("ST MARY HOSPITAL", 26, 255), ("PORTABLE", 18, 0)])
+def test_a_line_of_letters_is_flagged(text, size, level, turned):
+    p = lettered(text, size, level, turned)
+    assert has_text(p) and "burnt_in_text" in decode(_png(p)).flags
+    assert has_text(255 - p), "dark letters are as many as bright ones"
+
+
+@pytest.mark.parametrize("text, size", [("L", 40), ("R", 24), ("R", 56), ("RT", 30), ("JD", 22)])
+def test_a_lead_marker_is_no_text(text, size):
+    assert not has_text(lettered(text, size)) and not has_text(lettered(text, size, turned=True))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1))
+def test_text_is_looked_for_in_films_of_any_shape(h, w, seed):
+    assert has_text(np.random.default_rng(seed).integers(0, 2, (h, w), dtype=np.uint8) * 255) in (True, False)
+
+
+def _png(pixels):
+    out = io.BytesIO(); Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()

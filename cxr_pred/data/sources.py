@@ -208,8 +208,9 @@ def read_sheet(
 
 
 def years(text: str) -> float | None:
-    "An age in years, or None if it is none between 0 and 120."
-    try: return age if 0 <= (age := float(text)) <= 120 else None
+    "An age in years, 90 for everybody who is older; None if it is none between 0 and 120."
+    from cxr_pred.data.dicom import top_coded
+    try: return top_coded(float(text))
     except ValueError: return None
 
 
@@ -405,7 +406,7 @@ def sample(raw: Path) -> Iterator[Record]:
     with open(raw / "metadata.csv", encoding="utf-8", newline="") as f: rows = sorted(csv.DictReader(f), key=lambda r: r["file"])
     for r in rows:
         if r["label"] not in LABELS: yield Record("sample", r["file"], left_out="unknown_label"); continue
-        yield Record("sample", r["file"], r["label"], r["patient_id"] or None, r["patient_id"] or None, age=float(r["age"]) if r["age"] else None, sex=r["sex"] or None,
+        yield Record("sample", r["file"], r["label"], r["patient_id"] or None, r["patient_id"] or None, age=years(r["age"]), sex=r["sex"] or None,
                      view=r["view"] or None, official_split=r.get("split") or None, severity=r["severity"] or None, regions=r["regions"] or None)
     named = {r["file"] for r in rows} | {"metadata.csv"}
     for parts in files_below(raw):
