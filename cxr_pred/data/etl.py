@@ -139,7 +139,7 @@ def manifest_schema():
     return pa.DataFrameSchema({
         "image_id": text(hexes(16), unique=True), "row": pa.Column("int64", pa.Check(lambda r: (r == np.arange(len(r))).all(), element_wise=False)), "source": text(),
         "split": text(words("train", "val", "test")), "label": text(words(*LABELS)), "patient_id": text(nullable=True), "group_id": text(hexes(16)),
-        "age": pa.Column("float64", pa.Check.in_range(0, 120), nullable=True), "sex": text(words("M", "F"), nullable=True), "view": text(nullable=True),
+        "age": pa.Column("float64", pa.Check.in_range(0, 90), nullable=True), "sex": text(words("M", "F"), nullable=True), "view": text(nullable=True),
         "width": pa.Column("int64", pa.Check.gt(0)), "height": pa.Column("int64", pa.Check.gt(0)), "sha256": text(hexes(64), unique=True), "phash": text(hexes(16)),
         "quality": text(), "severity": text(words("none", "mild", "moderate", "severe"), nullable=True), "regions": text(nullable=True), "path": text(unique=False),
         "masks": pa.Column(None, nullable=True, required=False),
