@@ -231,7 +231,12 @@ def test_in_a_browser(browser, served, project, size):
     page.get_by_text("show what is marked").click()
     assert not page.locator("dialog polygon").is_visible() and "age\n20-29" in page.locator("dialog dl").inner_text()
     page.keyboard.press("Escape"); page.wait_for_selector("dialog[open]", state="detached")
-    if size[0] < 500: return  # on a phone Gradio puts the other tabs behind a "..." button, which is not tried here
+    bar, three = page.locator(".tab-container[role=tablist]"), page.locator(".overflow-menu > button")
+    for width in (size[0], 320) if size[0] < 500 else size[:1]:
+        page.set_viewport_size(dict(width=width, height=size[1]))
+        three.wait_for(state="hidden")
+        assert bar.get_by_role("tab").all_inner_texts() == ["Films", "Counts", "Not kept", "Terms"], "no tab hides behind the three points"
+        assert all(0 <= b["x"] and b["x"] + b["width"] <= width and b["height"] >= 30 for b in (t.bounding_box() for t in bar.get_by_role("tab").all())), "in sight, and large enough for a thumb"
     page.get_by_role("tab", name="Not kept").click()
     page.wait_for_function("() => document.querySelectorAll('#rejects figure').length === 24")
     page.get_by_role("button", name="Later").click()
