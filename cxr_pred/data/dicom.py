@@ -101,20 +101,21 @@ def read_dataset(
 def codestream_header(
     fragment: bytes,  # one encapsulated frame: JPEG, JPEG-LS or JPEG 2000
 ) -> tuple[int, int, int] | None:
-    "Width, height and bits per sample that a compressed frame itself states, more than four JPEG 2000 components counted as pictures below each other; None where it is of another kind."
+    "Width, height and bits per sample that a compressed frame itself states, more than four JPEG 2000 components counted as pictures below each other; None where it is of another kind. Raises ValueError for bytes between a header's markers."
     at = fragment.find(b"\xff\x4f\xff\x51", 0, 256)     # JPEG 2000: SOC, SIZ
     if at >= 0:
         width, height = struct.unpack(">II", fragment[at + 8:at + 16])
         parts, = struct.unpack(">H", fragment[at + 40:at + 42])
         return width, height * (parts if parts > 4 else 1), max(b & 127 for b in fragment[at + 42:at + 42 + 3 * max(1, parts):3]) + 1
     if fragment[:2] != b"\xff\xd8": return None
-    at = 2
-    while 0 <= (at := fragment.find(b"\xff", at)) <= len(fragment) - 9 and (marker := fragment[at + 1]) != 0xDA:   # SOS: the header is over
-        if marker in (0, 1, 0xFF) or 0xD0 <= marker <= 0xD8: at += 1; continue
+    at, found = 2, None
+    while at + 9 <= len(fragment) and (marker := fragment[at + 1]) != 0xDA:   # SOS: the header is over
+        if fragment[at] != 0xFF: raise ValueError("bytes between the markers of a header")
+        if marker == 0xFF: at += 1; continue
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) or marker == 0xF7:   # SOFn, or JPEG-LS SOF55
-            bits, height, width = struct.unpack(">BHH", fragment[at + 4:at + 9]); return width, height, bits
+            bits, height, width = struct.unpack(">BHH", fragment[at + 4:at + 9]); found = width, height, bits
         at += 2 + struct.unpack(">H", fragment[at + 2:at + 4])[0]
-    return None
+    return found
 
 # %% ../../nbs/data/dicom.ipynb #c014
 def check_pixels(
