@@ -70,3 +70,14 @@ def test_a_long_task_is_not_handed_over_while_its_worker_answers(tmp_path, monke
     (tmp_path / "lengthy.py").write_text("import numpy as np\ndef act(data): return {'n': len(data)}, np.zeros(len(data), np.uint8)")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert [a[0]["n"] for a in guarded_map("lengthy:act", [(bytes(2**23),)] * 4, 1, Limits(seconds=20))] == [2**23] * 4
+
+
+def test_no_film_is_passed_over_while_one_keeps_the_others_waiting(tmp_path, monkeypatch):
+    "The first film takes as long as the other worker needs for all that may be read ahead, again and again."
+    (tmp_path / "slow.py").write_text(textwrap.dedent("""
+        import time
+        def act(n):
+            if n % 20 == 0: time.sleep(0.3)
+            return {"n": n}, None"""))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for workers in (2, 3): assert [a[0]["n"] for a in guarded_map("slow:act", ((n,) for n in range(200)), workers, ahead=2)] == list(range(200))

@@ -173,7 +173,10 @@ def guarded_map(
             for w in (*(w for w in team if not w.tasks), *team):  # first those that have nothing to do
                 if waiting and w.takes(waiting[0]): w.give(waiting.popleft())
             while due in done: yield done.pop(due); due += 1
-            if due == taken and not waiting: return
+            if due == taken and not waiting:
+                if not (task := next(fresh, None)): return
+                waiting.append(task); taken += 1
+                continue
             busy = [w for w in team if not w.idle]
             heard = wait([w.pipe for w in busy], max(0, min(w.deadline for w in busy) - time.monotonic()) + 0.01)
             for w in busy:

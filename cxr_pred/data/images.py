@@ -80,7 +80,9 @@ def grey(
     if picture.mode in ("1", "L") or picture.mode.startswith(("I", "F")): return to_uint8(np.asarray(picture)), 0.0
     if "transparency" in picture.info or picture.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
         picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture)
+        black = Image.new("RGB", picture.size)
+        black.paste(picture, mask=picture.getchannel("A"))
+        picture = black
     picture = picture.convert("RGB")
     return np.asarray(picture.convert("L")), colour_share(picture)
 
@@ -203,11 +205,10 @@ def preprocess(
     "Stretch the 1st to 99th percentile to 0 to 255 and bring the film to (size, size) uint8; a film of one grey level keeps it. Raises `SetupError` for an unknown choice."
     preparation({"resize": resize, "tone": tone})
     low, high = percentile_levels(pixels, PREPROCESSING["percentiles"])
-    if high > low:
-        levels = np.round((np.arange(256) - low).clip(0, high - low) * (255 / (high - low))).astype(np.uint8)
-        pixels = levels[pixels]
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    if high > low: picture = picture.point(np.round((np.arange(256) - low).clip(0, high - low) * (255 / (high - low))).astype(int).tolist())
     left, top, right, bottom = film_box(pixels.shape[1], pixels.shape[0], size, resize)
-    film = np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize((right - left, bottom - top), Image.Resampling.BILINEAR))
+    film = np.asarray(picture.resize((right - left, bottom - top), Image.Resampling.BILINEAR))
     if tone == "clahe": film = equalised(film, max(1, size // 8))
     return np.pad(film, ((top, size - bottom), (left, size - right)))
 
