@@ -64,6 +64,7 @@ STRINGS = {
         "not_greyscale": "Something on it is in colour; a mark may hide what lies below.",
         "sideways": "It seems to lie on its side. Turn it upright and read it again: the answer, and left and right, may be wrong.",
         "looks_negative": "Black and white seem to be exchanged. If they are, the answer is not reliable.",
+        "burnt_in_text": "Letters seem to be written on the film. If they say a name, don't pass the picture on.",
         "monochrome1_inverted": "It was stored with black and white exchanged, and was turned back.",
         "white_is_zero_inverted": "It was stored with black and white exchanged, and was turned back.",
         "window_ignored": "The brightness window in the file does not fit it and was left out.",
