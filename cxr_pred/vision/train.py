@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Picked', 'Altered', 'device_and_precision', 'embed', 'made_with', 'cached_embedding', 'Joined', 'embed_splits',
-           'Tuner', 'BestEpoch', 'quiet_trainer', 'mlflow_logger', 'spread', 'features_of', 'fit', 'finish',
-           'validation_scores', 'write_gpu_memory']
+           'scaled_nll', 'Tuner', 'BestEpoch', 'quiet_trainer', 'mlflow_logger', 'spread', 'features_of', 'fit',
+           'finish', 'validation_scores', 'write_gpu_memory']
 
 # %% ../../nbs/vision/train.ipynb #c003
 import hashlib, inspect, logging, os, warnings
@@ -153,6 +153,14 @@ def embed_splits(
     return Joined(*passes), pd.concat(tables, ignore_index=True)
 
 # %% ../../nbs/vision/train.ipynb #c018
+def scaled_nll(
+    logits: torch.Tensor,  # (N, classes)
+    y: torch.Tensor,       # (N,) class numbers
+) -> float:
+    "Cross-entropy at the temperature, between a quarter and four, at which it is lowest."
+    return min(F.cross_entropy(logits / t, y).item() for t in np.geomspace(0.25, 4, 65))
+
+
 class Tuner(L.LightningModule):
     "Trains the head, and the reader's blocks from `first` on, with cross-entropy."
 
@@ -199,7 +207,7 @@ class Tuner(L.LightningModule):
     def on_validation_epoch_end(self):
         logits, y = (torch.cat(t) for t in zip(*self.seen)); self.seen.clear()
         right = (logits.argmax(1) == y).float()
-        self.log_dict({"val_loss": F.cross_entropy(logits, y), "val_accuracy": right.mean(),
+        self.log_dict({"val_loss": F.cross_entropy(logits, y), "val_loss_scaled": scaled_nll(logits, y), "val_accuracy": right.mean(),
                        "val_balanced_accuracy": torch.stack([right[y == c].mean() for c in y.unique()]).mean()})
 
     def configure_optimizers(self):
@@ -211,7 +219,7 @@ class Tuner(L.LightningModule):
 
 # %% ../../nbs/vision/train.ipynb #c020
 class BestEpoch(L.Callback):
-    "Keeps the trained tensors of the epoch with the lowest validation loss, and the curve of all."
+    "Keeps the trained tensors of the epoch with the lowest `scaled_nll` on validation, and the curve of all."
 
     def __init__(self): self.best, self.epoch, self.state, self.curve, self.bar = float("inf"), -1, {}, [], None
 
@@ -220,10 +228,10 @@ class BestEpoch(L.Callback):
 
     def on_train_epoch_end(self, trainer, module):
         row = {k: float(v) for k, v in trainer.callback_metrics.items()}
-        self.curve.append({"epoch": trainer.current_epoch, **{k: row[k] for k in ("train_loss", "val_loss", "val_accuracy", "val_balanced_accuracy")}})
+        self.curve.append({"epoch": trainer.current_epoch, **{k: row[k] for k in ("train_loss", "val_loss", "val_loss_scaled", "val_accuracy", "val_balanced_accuracy")}})
         self.bar.update(); self.bar.set_postfix({k: f"{row[k]:.3f}" for k in ("val_loss", "val_balanced_accuracy")}, refresh=False)
-        if row["val_loss"] < self.best:
-            self.best, self.epoch = row["val_loss"], trainer.current_epoch
+        if row["val_loss_scaled"] < self.best:
+            self.best, self.epoch = row["val_loss_scaled"], trainer.current_epoch
             self.state = {k: p.detach().clone() for k, p in module.named_parameters() if p.requires_grad}
 
     def restore(self, module: Tuner) -> None:
