@@ -1,7 +1,5 @@
 "DVC's remotes: the data stage's outs go to a folder and to a real S3 server, everything here is deleted, and what comes back is the same, byte for byte."
 import json, os, shutil, subprocess, sys
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -25,22 +23,11 @@ def project(tmp_path):
     run_etl(run / "raw", run, ["tb"], size=16, workers=1)
     write_json(run / "metrics/data_card.json", {"films": 12})
     env = os.environ | {"PYTHONPATH": str(tmp_path), "DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(tmp_path / "site"), "DVC_GLOBAL_CONFIG_DIR": str(tmp_path / "global")}
-    def dvc(*args, by=(sys.executable, "-m", "dvc"), **more):
-        r = subprocess.run([*by, *args], cwd=tmp_path, env=env | more, capture_output=True, text=True, timeout=600)
+    def dvc(*args, **more):
+        r = subprocess.run([sys.executable, "-m", "dvc", *args], cwd=tmp_path, env=env | more, capture_output=True, text=True, timeout=600)
         return r.returncode, r.stdout + r.stderr
     for command in (("init", "--no-scm"), ("commit", "-f", "etl")): assert dvc(*command)[0] == 0, dvc(*command)
     return tmp_path, dvc
-
-
-def with_s3() -> tuple[str, ...]:
-    "The command of a DVC that speaks S3: the environment's own, or one that uv keeps apart. Skips where there is none."
-    if find_spec("dvc_s3"): return sys.executable, "-m", "dvc"
-    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    if not uv: pytest.skip("no DVC with S3 here: neither dvc-s3 nor uv is installed")
-    command = uv, "tool", "run", "--quiet", "--python", sys.executable, "--from", f"dvc[s3]=={version('dvc')}", "dvc"
-    r = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=600)
-    if r.returncode: pytest.skip(f"no DVC with S3 here: uv could not fetch it: {r.stderr[-300:]}")
-    return command
 
 
 def content(folder): return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
@@ -49,8 +36,8 @@ def content(folder): return {p.relative_to(folder).as_posix(): p.read_bytes() fo
 def there_and_back(project, url, held, **by):
     "Push, delete outs and cache, pull; and pull from a remote that lost one file. `held` says what the remote holds, `held(name)` takes a name out."
     folder, dvc = project
-    before = content(folder / DATA); assert set(before) == {"films.npy", "manifest.parquet", "rejects.parquet"}
-    assert dvc("push", "etl", **by) == (0, "4 files pushed\n")   # three files, and the list of them
+    before = content(folder / DATA); assert set(before) == {"films.npy", "manifest.parquet", "preprocessing.json", "rejects.parquet", "vocabulary.json"}
+    assert dvc("push", "etl", **by) == (0, "6 files pushed\n")   # five files, and the list of them
     assert "up to date" in dvc("push", "etl", **by)[1]
     listed = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]["etl"]["outs"]
     (of_data,) = [o for o in listed if o["path"] == DATA.as_posix()]
@@ -79,7 +66,7 @@ def test_a_folder(project):
 def test_s3(project, s3):
     "Keys come from the environment, and are in no file of the project."
     from cxr_pred.data.load import films_place
-    by = dict(by=with_s3(), AWS_DEFAULT_REGION="us-east-1")
+    by = dict(AWS_DEFAULT_REGION="us-east-1")
     folder, dvc = project
     assert dvc("remote", "add", "-d", "store", f"{s3}/dvc")[0] == dvc("remote", "modify", "store", "endpointurl", os.environ["AWS_ENDPOINT_URL"])[0] == 0
     fs, place = films_place(f"{s3}/dvc/files/md5")
