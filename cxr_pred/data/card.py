@@ -146,7 +146,7 @@ def shortcuts(
     within = {f"source, {label} only": ask(g, "source") for label, g in some.groupby("label") if g.source.nunique() > 1}
     answers = {"source, all films": ask(some, "source"), **within, "class, all films": ask(some, "label")}
     answers["class, from width and height alone"] = probe(np.log(some[["width", "height"]].to_numpy(float)), some.label, some.group_id)
-    codes = encoded(some)
+    codes = encoded(some.assign(view=some["view"].where(some["view"].isin(VOCABULARY["view"]))))   # a sheet may say more, e.g. "AP Supine"
     return answers | ({"class, from age, sex and view alone": probe(one_hot(codes), some.label, some.group_id)} if codes.to_numpy().any() else {})
 
 # %% ../../nbs/data/card.ipynb #c018
