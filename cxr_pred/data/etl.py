@@ -47,7 +47,7 @@ def pixel_hash(
 def picture_hash(
     pixels: np.ndarray,  # (H, W) uint8
 ) -> str:
-    "Perceptual hash of a film, 16 hex digits. A side of 1,024 pixels or more is first reduced by a whole number."
+    "Perceptual hash of a film, 16 hex digits."
     import imagehash
     return str(imagehash.phash(Image.fromarray(np.ascontiguousarray(pixels)).resize((32, 32), Image.Resampling.LANCZOS, reducing_gap=16.0)))
 
@@ -66,8 +66,8 @@ def read_record(
     flags = film.flags + (["not_a_radiograph"] if film.colour > COLOUR_SHARE else [])
     if found := [f for f in flags if f in reject]: return row | dict(reason_code=found[0], reason=f"{Path(record.path).name} is {found[0].replace('_', ' ')}."), None
     row |= {k: row[k] if row[k] is not None else film.meta.get(k) for k in ("age", "sex", "view")}
-    row |= dict(width=film.size[0], height=film.size[1], sha256=pixel_hash(film.pixels), phash=picture_hash(film.pixels), quality=flags)
-    return row, preprocess(film.pixels, size, resize, tone)
+    row |= dict(width=film.size[0], height=film.size[1], sha256=pixel_hash(film.pixels), phash=picture_hash(film.small), quality=flags)
+    return row, preprocess(film.pixels, size, resize, tone, film.counts, film.small)
 
 # %% ../../nbs/data/etl.ipynb #c009
 def read_all(

@@ -10,13 +10,14 @@ __all__ = ['PREPROCESSING', 'Film', 'kind_of', 'colour_share', 'to_uint8', 'grey
 import io, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from ..core import InputError, SetupError, settings
-from .quality import percentile_levels, quality_flags
+from .quality import grey_counts, percentile_levels, quality_flags, smaller
 
 # %% ../../nbs/data/images.ipynb #c005
 @dataclass
@@ -27,6 +28,10 @@ class Film:
     meta: dict = field(default_factory=dict)   # from DICOM: age (years), sex ("M", "F"), view, body_part; None where unknown
     flags: list[str] = field(default_factory=list)  # e.g. "monochrome1_inverted", "low_contrast"
 
+    @cached_property
+    def counts(self) -> np.ndarray: return grey_counts(self.pixels)
+    @cached_property
+    def small(self) -> np.ndarray: return smaller(self.pixels)  # the copy that a large film is looked at in
     @property
     def size(self) -> tuple[int, int]: return self.pixels.shape[1], self.pixels.shape[0]  # width, height
 
@@ -145,7 +150,7 @@ def decode(
         from cxr_pred.data.dicom import decode_dicom
         with _codec_errors(name): film = Film(**decode_dicom(data, name))
     else: film = decode_picture(data, name)
-    film.flags += quality_flags(film.pixels, film.colour)
+    film.flags += quality_flags(film.pixels, film.colour, film.counts, film.small)
     return film
 
 
@@ -201,11 +206,14 @@ def preprocess(
     size: int = 224,     # side of the square
     resize: str = "squash",     # squash or letterbox
     tone: str = "percentile",   # percentile or clahe
+    counts: np.ndarray | None = None,  # `grey_counts` of the pixels, where they are known
+    small: np.ndarray | None = None,   # `smaller` of the pixels, where it is known
 ) -> np.ndarray:
     "Stretch the 1st to 99th percentile to 0 to 255 and bring the film to (size, size) uint8; a film of one grey level keeps it. Raises `SetupError` for an unknown choice."
     preparation({"resize": resize, "tone": tone})
-    low, high = percentile_levels(pixels, PREPROCESSING["percentiles"])
-    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    low, high = percentile_levels(pixels, PREPROCESSING["percentiles"], counts)
+    small = smaller(pixels) if small is None else small
+    picture = Image.fromarray(np.ascontiguousarray(small if min(small.shape) >= 2 * size else pixels))
     if high > low: picture = picture.point(np.round((np.arange(256) - low).clip(0, high - low) * (255 / (high - low))).astype(int).tolist())
     left, top, right, bottom = film_box(pixels.shape[1], pixels.shape[0], size, resize)
     film = np.asarray(picture.resize((right - left, bottom - top), Image.Resampling.BILINEAR))

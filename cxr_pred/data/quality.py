@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLANK_RANGE', 'COLOUR_TRACE', 'COLOUR_SHARE', 'HALF_CHEST', 'CHEST_16', 'FLAGS', 'grey_counts', 'percentile_levels',
-           'looks_blank', 'chest_match', 'lies_sideways', 'looks_negative', 'connected', 'runs', 'letters',
+           'looks_blank', 'smaller', 'chest_match', 'lies_sideways', 'looks_negative', 'connected', 'runs', 'letters',
            'longest_line', 'has_text', 'quality_flags', 'check_flags']
 
 # %% ../../nbs/data/quality.ipynb #c002
@@ -43,6 +43,16 @@ def looks_blank(
     "Whether all but the outermost 1 % of pixels lie within a few grey levels: nothing was exposed, or everything was."
     low, high = percentile_levels(pixels, (0.5, 99.5), counts)
     return high - low < levels
+
+# %% ../../nbs/data/quality.ipynb #n0091
+def smaller(
+    pixels: np.ndarray,  # (H, W) uint8
+    side: int = 800,     # pixels; a larger film is reduced to this or less, by a whole number
+    above: int = 1024,   # pixels; a film that is no longer than this stays as it is
+) -> np.ndarray:
+    "A large film reduced by averaging, (h, w) uint8; a smaller one itself."
+    if max(pixels.shape) <= above: return pixels
+    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).reduce(-(-max(pixels.shape) // side)))
 
 # %% ../../nbs/data/quality.ipynb #n0091
 HALF_CHEST = np.array([
@@ -185,19 +195,21 @@ def has_text(
 def quality_flags(
     pixels: np.ndarray,         # (H, W) uint8, bright = dense
     colour: float = 0.0,        # share of clearly coloured pixels, 0 to 1
+    counts: np.ndarray | None = None,  # `grey_counts` of the pixels, where they are known
+    small: np.ndarray | None = None,   # `smaller` of the pixels, where it is known
     tiny: int = 100,            # pixels on the short side
     contrast: int = 40,         # grey levels between the 2nd and 98th percentile
     saturated: float = 0.25,    # share of pixels at full white; a black surround is normal and does not count
 ) -> list[str]:
     "Name what is wrong with a film: blank, low_contrast, tiny, saturated, not_greyscale, sideways, looks_negative, burnt_in_text; an empty list where nothing is."
-    counts = grey_counts(pixels)
+    counts, small = grey_counts(pixels) if counts is None else counts, smaller(pixels) if small is None else small
     low, high = percentile_levels(pixels, (2, 98), counts)
     blank = looks_blank(pixels, counts=counts)
-    turns = np.zeros(4) if blank else chest_match(pixels)
+    turns = np.zeros(4) if blank else chest_match(small)
     found = {"blank": blank, "low_contrast": not blank and high - low < contrast,
              "tiny": min(pixels.shape) < tiny, "saturated": not blank and float(counts[253:].sum() / pixels.size) > saturated,
-             "not_greyscale": colour > COLOUR_TRACE, "sideways": not blank and lies_sideways(pixels, turns=turns), "looks_negative": not blank and looks_negative(pixels, turns=turns),
-             "burnt_in_text": not blank and has_text(pixels)}
+             "not_greyscale": colour > COLOUR_TRACE, "sideways": not blank and lies_sideways(small, turns=turns), "looks_negative": not blank and looks_negative(small, turns=turns),
+             "burnt_in_text": not blank and has_text(small)}
     return [name for name, there in found.items() if there]
 
 # %% ../../nbs/data/quality.ipynb #n0181
