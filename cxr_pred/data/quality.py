@@ -54,7 +54,7 @@ def smaller(
     if max(pixels.shape) <= above: return pixels
     return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).reduce(-(-max(pixels.shape) // side)))
 
-# %% ../../nbs/data/quality.ipynb #n0091
+# %% ../../nbs/data/quality.ipynb #7ffef02e
 HALF_CHEST = np.array([
     [-21, -19, -17, -16, -13,  -6,   1,   6],
     [-15, -11,  -8,  -7,  -6,  -4,   1,   5],
