@@ -34,7 +34,7 @@ def exact_duplicates(
     films: pd.DataFrame,  # columns image_id, sha256, label, official_test (bool), path
 ) -> pd.DataFrame:
     "The films to drop: their index, with columns reason_code (exact_duplicate or duplicate_conflict) and reason."
-    order = films.assign(later=~films.official_test).sort_values(["later", "image_id"])
+    order = films[["image_id", "sha256", "label", "path"]].assign(later=~films.official_test).sort_values(["later", "image_id"])
     groups = order.groupby("sha256", sort=True)
     conflict = groups.label.transform("nunique") > 1
     first, extra = groups.path.transform("first"), groups.cumcount() > 0
