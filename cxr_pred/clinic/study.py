@@ -9,12 +9,13 @@ __all__ = ['Symptom', 'Sex', 'Patient', 'Report', 'open_film', 'read_study', 're
 import secrets, time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from ..core import DISCLAIMER
+from ..data.dicom import OLDEST
 from ..data.images import Film, decode, read_film
 from ..language.findings import Explanation
 from ..vision.classify import Classifier
@@ -29,7 +30,7 @@ Sex = Literal["F", "M"]
 class Patient(BaseModel):
     "What is known about the patient, none of it identifying."
     model_config = ConfigDict(extra="forbid", frozen=True)
-    age: float | None = Field(None, ge=0, le=120)     # years
+    age: Annotated[float | None, Field(ge=0, le=120), AfterValidator(lambda years: years and min(years, OLDEST))] = None   # years; 90 for everybody who is older
     sex: Sex | None = None
     view: str | None = None                           # from DICOM, e.g. "PA"
     symptoms: list[Symptom] = []
