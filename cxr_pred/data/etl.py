@@ -46,11 +46,14 @@ def pixel_hash(
 
 
 def picture_hash(
-    pixels: np.ndarray,  # (H, W) uint8
+    pixels: np.ndarray,               # (H, W) uint8
+    small: np.ndarray | None = None,  # `smaller` of the pixels, where it is known
 ) -> str:
     "Perceptual hash of a film, 16 hex digits."
     import imagehash
-    return str(imagehash.phash(Image.fromarray(np.ascontiguousarray(smaller(pixels, 128))).resize((32, 32), Image.Resampling.LANCZOS, reducing_gap=16.0)))
+    small = smaller(pixels) if small is None else small
+    gap = 16.0 if small.shape == pixels.shape else 3.0
+    return str(imagehash.phash(Image.fromarray(np.ascontiguousarray(small)).resize((32, 32), Image.Resampling.LANCZOS, reducing_gap=gap)))
 
 
 def read_record(
@@ -67,7 +70,7 @@ def read_record(
     flags = film.flags + (["not_a_radiograph"] if film.colour > COLOUR_SHARE else [])
     if found := [f for f in flags if f in reject]: return row | dict(reason_code=found[0], reason=f"{Path(record.path).name} is {found[0].replace('_', ' ')}."), None
     row |= {k: row[k] if row[k] is not None else film.meta.get(k) for k in ("age", "sex", "view")}
-    row |= dict(width=film.size[0], height=film.size[1], sha256=pixel_hash(film.pixels), phash=picture_hash(film.pixels), quality=flags)
+    row |= dict(width=film.size[0], height=film.size[1], sha256=pixel_hash(film.pixels), phash=picture_hash(film.pixels, film.small), quality=flags)
     return row, preprocess(film.pixels, size, resize, tone, film.counts, film.small)
 
 # %% ../../nbs/data/etl.ipynb #c009

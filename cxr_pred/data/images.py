@@ -131,7 +131,8 @@ def decode_picture(
         flags = []
         inverted = picture.format == "TIFF" and picture.mode.startswith("I") and picture.tag_v2.get(262) == 0
         picture.load()
-        pixels, colour = grey(ImageOps.exif_transpose(picture))
+        ImageOps.exif_transpose(picture, in_place=True)
+        pixels, colour = grey(picture)
         if inverted: pixels, flags = 255 - pixels, ["white_is_zero_inverted"]
     return Film(pixels, colour, flags=flags)
 
