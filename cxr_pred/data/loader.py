@@ -7,6 +7,7 @@ __all__ = ['read_manifest', 'open_films', 'Rows', 'film_chances', 'Draws', 'Film
 
 # %% ../../nbs/data/loader.ipynb #c002
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that wait must sleep, or two processes on two cores slow each other
@@ -82,10 +83,24 @@ class Draws(WeightedRandomSampler):
         rows: Rows,
         chances: np.ndarray,  # (n,) of `film_chances`
         seed: int = 0,
+        batch: int = 1,       # films of all processes in a step
+        rank: int = 0,        # of this process
+        ranks: int = 1,       # processes that share each batch
     ):
         super().__init__(torch.from_numpy(chances), len(rows), generator=torch.Generator())
-        self.films, self.seed = rows, seed
+        self.films, self.seed, self.batch, self.rank, self.ranks = rows, seed, batch, rank, ranks
         self.set_epoch(0)
+
+    def __iter__(self) -> Iterator[int]:
+        "This process's films, batch by batch."
+        drawn = list(super().__iter__())
+        for i in range(0, len(drawn), self.batch):
+            b = drawn[i:i + self.batch]
+            yield from np.resize(b, len(b) + -len(b) % self.ranks)[self.rank::self.ranks].tolist()
+
+    def __len__(self) -> int:
+        whole, rest = divmod(self.num_samples, self.batch)
+        return whole * self.batch // self.ranks + -(-rest // self.ranks)
 
     def set_epoch(self, epoch: int) -> None:
         "Called by Lightning when an epoch begins."
@@ -114,8 +129,11 @@ class FilmData(L.LightningDataModule):
         return Rows(self.array, m.row.to_numpy(), m.target.to_numpy(), self.how if split == "train" else None, self.seed)
 
     def train_dataloader(self) -> DataLoader:
+        "This process's share of the drawn films. Raises `SetupError` for a batch that the processes cannot share."
         rows, m = self.rows("train"), self.manifest[self.manifest.split == "train"]
-        draws = Draws(rows, film_chances(m.target, m.source, self.balance), self.seed)
-        return DataLoader(rows, self.batch_size, sampler=draws, collate_fn=lambda b: b)
+        rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        if self.batch_size % ranks: raise SetupError("uneven_batch", f"A batch of {self.batch_size} films cannot be shared by {ranks} processes.", "Set train_vit.batch_size to a multiple of them.")
+        draws = Draws(rows, film_chances(m.target, m.source, self.balance), self.seed, self.batch_size, rank, ranks)
+        return DataLoader(rows, self.batch_size // ranks, sampler=draws, collate_fn=lambda b: b)
 
     def val_dataloader(self) -> DataLoader: return DataLoader(self.rows("val"), self.batch_size, collate_fn=lambda b: b)

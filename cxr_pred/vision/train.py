@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Picked', 'Altered', 'device_and_precision', 'embed', 'made_with', 'cached_embedding', 'Joined', 'embed_splits',
-           'scaled_nll', 'Tuner', 'BestEpoch', 'quiet_trainer', 'mlflow_logger', 'spread', 'features_of', 'fit',
-           'finish', 'validation_scores', 'write_gpu_memory']
+           'scaled_nll', 'Tuner', 'RunningMean', 'BestEpoch', 'quiet_trainer', 'half_precision', 'mlflow_logger',
+           'spread', 'features_of', 'make_tuner', 'train_epochs', 'fit', 'finish', 'validation_scores',
+           'write_gpu_memory']
 
 # %% ../../nbs/vision/train.ipynb #c003
 import hashlib, inspect, logging, os, warnings
@@ -16,6 +17,7 @@ import lightning as L
 import numpy as np
 import pandas as pd
 import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, WeightAveraging
 from timm.layers import PatchDropout
 from torch import nn
 from torch.nn import functional as F
@@ -23,8 +25,10 @@ from tqdm.auto import tqdm
 
 from ..core import SetupError, rounded, seed_everything, write_json
 from ..data.augment import Alteration, alter, may_be_mirrored
-from ..data.loader import FilmData
+from ..data.loader import Draws, FilmData, Rows
 from ..tracking import tracking_uri
+from .recipes import add_lora, merge_lora, mixup
+from .resume import keep_epochs, kept_epoch, training_key
 from .vit import Reader, set_distance, set_head
 
 # %% ../../nbs/vision/train.ipynb #c006
@@ -175,6 +179,9 @@ class Tuner(L.LightningModule):
         label_smoothing: float = 0.0,
         warmup: float = 0.1,        # share of the steps
         patch_drop: float = 0.0,    # share of a film's patches left out of a training step, where blocks are tuned
+        mixup: float = 0.0,         # see `recipes.mixup`
+        lora_rank: int = 0,         # tune the blocks through LoRA; 0: their own tensors
+        tune_stem: bool = False,    # patch and position embedding too: where films are read and every block is tuned
     ):
         super().__init__()
         self.reader, self.first, self.lr, self.block_lr = reader, first, lr, block_lr
@@ -186,20 +193,27 @@ class Tuner(L.LightningModule):
         reader.requires_grad_(False)
         for part in (reader.net.blocks[first:], reader.net.norm if first < reader.depth else nn.Identity()): part.requires_grad_(True)
         for b in reader.net.blocks[first:]: b.attn.fused_attn = False  # the fused attention's gradients are not the same twice on a GPU, as PyTorch warns
+        self.mixup, self.tune_stem = mixup, tune_stem
+        self.recipe = {"lr": lr, "block_lr": block_lr, "weight_decay": weight_decay, "label_smoothing": label_smoothing, "warmup": warmup,
+                       "patch_drop": patch_drop, "mixup": mixup, "lora_rank": lora_rank, "tune_stem": tune_stem}
+        if lora_rank: reader.requires_grad_(False); add_lora(reader.net, first, lora_rank)
+        if tune_stem: reader.net.requires_grad_(True)
+        self.trained = [k for k, p in self.named_parameters() if p.requires_grad]
         self.seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         "Features (N, 2d) from what is trained on: features themselves, tokens, or films (N, S, S) uint8."
         if x.ndim == 2: return x
         if x.dtype == torch.uint8:
-            with torch.no_grad(): x = self.reader.stem(x[:, None], self.first)
+            with torch.set_grad_enabled(self.tune_stem and torch.is_grad_enabled()): x = self.reader.stem(x[:, None], self.first)
         return self.reader.features(self.reader.rest(self.drop(x).float(), self.first))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor: return self.head((self.features(x).float() - self.f_mean) / self.f_scale)
 
     def training_step(self, batch, i):
+        batch = (*mixup(batch[0], batch[1], self.mixup, self.head.out_features), *batch[2:])
         loss = F.cross_entropy(self(batch[0]), batch[1], label_smoothing=self.label_smoothing)
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch[1]))
+        self.log("train_loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(batch[1]))
         return loss
 
     def validation_step(self, batch, i): self.seen.append((self(batch[0]).float(), batch[1]))
@@ -214,16 +228,35 @@ class Tuner(L.LightningModule):
         groups = [{"params": list(self.head.parameters()), "lr": self.lr}, {"params": [p for p in self.reader.parameters() if p.requires_grad], "lr": self.block_lr}]
         opt = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=self.weight_decay)
         total = self.trainer.estimated_stepping_batches
-        rate = lambda step: min(1, (step + 1) / max(1, self.warmup * total)) * 0.5 * (1 + np.cos(np.pi * min(1, step / total)))
+        rate = lambda step: float(min(1, (step + 1) / max(1, self.warmup * total)) * 0.5 * (1 + np.cos(np.pi * min(1, step / total))))
         return {"optimizer": opt, "lr_scheduler": {"scheduler": torch.optim.lr_scheduler.LambdaLR(opt, rate), "interval": "step"}}
 
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+        if hasattr(self.trainer.model, "clip_grad_norm_"): self.trainer.model.clip_grad_norm_(gradient_clip_val)  # FSDP: the norm is over all shards
+        else: self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def on_save_checkpoint(self, checkpoint):
+        for name in {"state_dict", "current_model_state"} & set(checkpoint): checkpoint[name] = {k: v for k, v in checkpoint[name].items() if k in self.trained}
+
+    def on_load_checkpoint(self, checkpoint):
+        for name in {"state_dict", "current_model_state"} & set(checkpoint): checkpoint[name] = {**self.state_dict(), **checkpoint[name]}
+
 # %% ../../nbs/vision/train.ipynb #c020
+class RunningMean(WeightAveraging):
+    "Lightning's running mean of the weights, exponential. Validation reads it."
+
+    def __init__(self, decay: float): super().__init__(use_buffers=False, avg_fn=lambda mean, now, n: torch.lerp(mean, now, 1 - decay))
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]: return self._average_model.module.state_dict()
+
+
 class BestEpoch(L.Callback):
-    "Keeps the trained tensors of the epoch with the lowest `scaled_nll` on validation, and the curve of all."
+    "Keeps the trained tensors of the epoch with the lowest `scaled_nll` on validation, their running mean where `ema` keeps one, and the curve of all."
 
-    def __init__(self): self.best, self.epoch, self.state, self.curve, self.bar = float("inf"), -1, {}, [], None
+    def __init__(self, ema: RunningMean | None = None): self.ema = ema; self.best, self.epoch, self.state, self.curve, self.bar = float("inf"), -1, {}, [], None
 
-    def on_train_start(self, trainer, module): self.bar = tqdm(total=trainer.max_epochs, desc="epochs", mininterval=1)
+    def on_train_start(self, trainer, module): self.bar = tqdm(total=trainer.max_epochs, initial=len(self.curve), desc="epochs", mininterval=1)
     def on_train_end(self, trainer, module): self.bar.close()
 
     def on_train_epoch_end(self, trainer, module):
@@ -232,7 +265,11 @@ class BestEpoch(L.Callback):
         self.bar.update(); self.bar.set_postfix({k: f"{row[k]:.3f}" for k in ("val_loss", "val_balanced_accuracy")}, refresh=False)
         if row["val_loss_scaled"] < self.best:
             self.best, self.epoch = row["val_loss_scaled"], trainer.current_epoch
-            self.state = {k: p.detach().clone() for k, p in module.named_parameters() if p.requires_grad}
+            now = self.ema.tensors if self.ema else trainer.strategy.lightning_module_state_dict()  # FSDP: whole on the first process, empty on the others
+            self.state = {k: now[k].detach().clone() for k in module.trained if k in now}
+
+    def state_dict(self) -> dict: return {k: getattr(self, k) for k in ("best", "epoch", "state", "curve")}
+    def load_state_dict(self, kept: dict) -> None: vars(self).update(kept)
 
     def restore(self, module: Tuner) -> None:
         "Put the best epoch's tensors back. Raises `SetupError` diverged where no epoch had a finite loss."
@@ -245,13 +282,24 @@ def quiet_trainer(
     callbacks: list,
     logger=False,  # a Lightning logger
     bf16: bool = False,
+    accumulate: int = 1,  # batches a step
+    **machine,            # strategy, devices, plugins...: see `machines`
 ) -> L.Trainer:
     "A Lightning trainer on the GPU if there is one, without files of its own and without chatter."
     for name in ("lightning.pytorch", "lightning.fabric"): logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
-    return L.Trainer(max_epochs=epochs, accelerator="auto", devices=1, precision="bf16-mixed" if bf16 else "32-true", callbacks=callbacks, logger=logger,
-                     log_every_n_steps=10**9, num_sanity_val_steps=0, gradient_clip_val=1.0, enable_checkpointing=False, enable_progress_bar=False,
-                     enable_model_summary=False, deterministic="warn")
+    return L.Trainer(max_epochs=epochs, precision="bf16-mixed" if bf16 else "32-true", callbacks=callbacks, logger=logger, accumulate_grad_batches=accumulate,
+                     log_every_n_steps=10**9, num_sanity_val_steps=0, gradient_clip_val=1.0, enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
+                     enable_progress_bar=False, enable_model_summary=False, deterministic="warn", **{"accelerator": "auto", "devices": 1, **machine})
+
+
+def half_precision(
+    precision: str | int,  # auto, 32 or bf16
+    tune_blocks: int,      # auto: bfloat16 only where blocks are tuned and the machine is fast with it
+) -> bool:
+    "Whether a training computes in bfloat16. Raises `SetupError` for another word."
+    if str(precision) not in ("auto", "32", "bf16"): raise SetupError("unknown_precision", f"precision is {precision!r}.", "Set train_vit.precision to auto, 32 or bf16.")
+    return precision == "bf16" or precision == "auto" and tune_blocks > 0 and device_and_precision()[1]
 
 
 def mlflow_logger(
@@ -293,29 +341,79 @@ def features_of(
     return torch.cat(out)
 
 
-def fit(
-    reader: Reader,               # changed: its tuned blocks
+# %% ../../nbs/vision/train.ipynb #n0241
+def make_tuner(
+    reader: Reader,               # changed: what is tuned asks for gradients
     array: np.ndarray | Joined | Picked,  # tokens or features, from `embed_splits`, or films
     manifest: pd.DataFrame,       # their table
     tune_blocks: int = 0,
+    **recipe,                     # lr, block_lr, weight_decay, label_smoothing, warmup, patch_drop, mixup, lora_rank: see `Tuner`
+) -> Tuner:
+    "The module to train, standardised on training films. Raises `SetupError` for more blocks than there are."
+    if tune_blocks > reader.depth: raise SetupError("too_many_blocks", f"tune_blocks is {tune_blocks}, the network has {reader.depth} blocks.", f"Set train_vit.tune_blocks to {reader.depth} or less.")
+    first, train = reader.depth - tune_blocks, manifest.row[manifest.split == "train"].to_numpy()
+    start = features_of(reader, first, array, spread(train) if len(array.shape) > 2 else train, "standardise")
+    stem = first == 0 and isinstance(array, Picked) and not recipe.get("lora_rank")
+    return Tuner(reader, first, start.mean(0), start.std(0).clamp_min(1e-4), tune_stem=stem, **recipe)
+
+
+def train_epochs(
+    tuner: Tuner,                 # changed
+    array: np.ndarray | Joined | Picked,
+    manifest: pd.DataFrame,
     epochs: int = 60,
-    batch_size: int = 256,
+    batch_size: int = 256,        # of all processes together
     balance: float = 0.5,         # see `film_chances`
     seed: int = 0,
     logger=False,                 # a Lightning logger
     how: Alteration | None = None,  # alters films in every epoch; None: not at all
-    **recipe,                     # lr, block_lr, weight_decay, label_smoothing, warmup, patch_drop: see `Tuner`
+    accumulate: int = 1,          # batches a step
+    ema: float = 0.0,             # decay of the running mean of the trained tensors; 0: none
+    patience: int = 0,            # stop after so many epochs without a better scaled loss; 0: never
+    precision: str | int = "auto",  # see `half_precision`
+    resume: Path | None = None,   # folder of the checkpoint after each epoch, and to go on from; the caller forgets it when all is written
+    machine: dict | None = None,  # of `quiet_trainer`; and `callbacks`, and `ckpt_path` to go on from
+) -> BestEpoch:
+    "Train, and return the best epoch. Raises `SetupError` for an unknown precision."
+    bf16, machine = half_precision(precision, tuner.reader.depth - tuner.first), dict(machine or {})
+    mean = RunningMean(ema) if ema else None
+    best = BestEpoch(mean)
+    callbacks = [*([mean] if mean else []), best, *([EarlyStopping("val_loss_scaled", patience=patience)] if patience else []), *machine.pop("callbacks", [])]
+    start = machine.pop("ckpt_path", None)
+    if resume:
+        settings = {"epochs": epochs, "batch_size": batch_size, "balance": balance, "seed": seed, "how": repr(how), "accumulate": accumulate, "ema": ema, "patience": patience, "bf16": bf16,
+                    "device": device_and_precision()[0], "first": tuner.first, **tuner.recipe}
+        key = training_key(settings, {k: t for k, t in tuner.state_dict().items() if not k.startswith("reader.head")}, array, manifest,
+                           [Tuner, BestEpoch, train_epochs, quiet_trainer, FilmData, Draws, Rows, Reader, alter, mixup, add_lora])
+        callbacks, start = callbacks + keep_epochs(resume, key), kept_epoch(resume, key)
+    trainer = quiet_trainer(epochs, callbacks, logger, bf16, accumulate, **machine)
+    trainer.fit(tuner, FilmData(array, manifest, batch_size, balance, seed, how), ckpt_path=start, weights_only=True)
+    return best
+
+
+def fit(
+    reader: Reader,               # changed: its tuned blocks
+    array: np.ndarray | Joined | Picked,
+    manifest: pd.DataFrame,
+    tune_blocks: int = 0,
+    epochs: int = 60,
+    batch_size: int = 256,
+    balance: float = 0.5,
+    seed: int = 0,
+    logger=False,
+    how: Alteration | None = None,
+    training: dict | None = None,  # further arguments of `train_epochs`
+    train=train_epochs,            # what trains: `machines.train_epochs_on` for more machines
+    **recipe,                      # see `make_tuner`
 ) -> tuple[Tuner, BestEpoch]:
-    "Train, and put the best epoch back."
+    "Train, and put the best epoch back, in plain tensors."
     seed_everything(seed)
-    first, train = reader.depth - tune_blocks, manifest.row[manifest.split == "train"].to_numpy()
-    start = features_of(reader, first, array, spread(train) if len(array.shape) > 2 else train, "standardise")
-    tuner = Tuner(reader, first, start.mean(0), start.std(0).clamp_min(1e-4), **recipe)
-    best = BestEpoch()
-    trainer = quiet_trainer(epochs, [best], logger, bf16=tune_blocks > 0 and device_and_precision()[1])
-    trainer.fit(tuner, FilmData(array, manifest, batch_size, balance, seed, how))
+    tuner = make_tuner(reader, array, manifest, tune_blocks, **recipe)
+    best = train(tuner, array, manifest, epochs, batch_size, balance, seed, logger, how, **(training or {}))
     best.restore(tuner)
+    if recipe.get("lora_rank"): merge_lora(reader.net)
     return tuner, best
+
 
 # %% ../../nbs/vision/train.ipynb #c024
 def finish(
@@ -329,8 +427,8 @@ def finish(
     train, val = (np.flatnonzero(manifest.split == s) for s in ("train", "val"))
     centre = features_of(reader, tuner.first, array, spread(train) if kept else train, "centre").mean(0)
     with torch.no_grad(): set_head(reader, tuner.head.weight, tuner.head.bias, tuner.f_mean, tuner.f_scale, centre)
-    reader.frozen = tuner.first
-    set_distance(reader, features_of(reader, tuner.first, array, train, "distance", surface=kept), torch.tensor(manifest.target.to_numpy()[train]), shrink)
+    reader.frozen = tuner.first or reader.depth
+    set_distance(reader, features_of(reader, tuner.first, array, train, "distance", surface=kept and tuner.first > 0), torch.tensor(manifest.target.to_numpy()[train]), shrink)
     return reader.eval(), features_of(reader, tuner.first, array, val, "validation")
 
 
