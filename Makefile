@@ -11,11 +11,12 @@ STAMP := .venv/.set-up
 IS_3_11 := import sys; sys.exit(sys.version_info[:2] != (3, 11))
 PIPELINE := $(if $(filter sample,$(PROFILE)),dvc.yaml,profiles/$(PROFILE)/dvc.yaml)
 
-.PHONY: help setup run test app lab release readme test-deps
+.PHONY: help setup run test test-all app lab release readme test-deps
 
 help:
 	@echo "make run        set up, run the pipeline, explain one film (PROFILE=sample, or PROFILE=clinical DATA=folder)"
-	@echo "make test       set up, then run all tests"
+	@echo "make test       set up, then run all tests but the slow ones"
+	@echo "make test-all   the slow ones too (Ray: CXR_RAY_PYTHON=python of an environment that has it)"
 	@echo "make app        set up, then the page and REST on http://127.0.0.1:$(PORT)/ (PORT=)"
 	@echo "make lab        set up, then the notebooks in JupyterLab"
 	@echo "make release    copy the clinical run's bundle to models/release"
@@ -43,6 +44,9 @@ run: setup
 
 test: setup
 	@$(ENV) python -m pytest -q -rs --timeout=1200 tests
+
+test-all: setup
+	@$(ENV) CXR_SLOW=1 python -m pytest -q -rs --timeout=2400 tests
 
 app: setup
 	@$(ENV) cxr-pred app --port $(PORT)

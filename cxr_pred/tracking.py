@@ -69,11 +69,16 @@ def tracked_run(
     params: Mapping[str, Any] | None = None,
     tags: Mapping[str, str] | None = None, # beside git_commit and dvc_lock
     experiment: str = "",                  # see `set_up`
+    system_metrics: float = 0,             # seconds between two samples of the machine; 0: none
 ) -> Iterator[Any]:                        # mlflow.ActiveRun
     "An MLflow run with code version, data version and parameters; marked failed if the block raises."
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     import mlflow
     experiment_id = set_up(experiment)
-    with mlflow.start_run(experiment_id=experiment_id, run_name=name, tags={"git_commit": git_commit(), "dvc_lock": lock_hash(), **(tags or {})}) as run:
+    if system_metrics:
+        mlflow.set_system_metrics_sampling_interval(system_metrics)
+        mlflow.set_system_metrics_samples_before_logging(1)
+        logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)  # it warns of every machine without a GPU
+    with mlflow.start_run(experiment_id=experiment_id, run_name=name, log_system_metrics=bool(system_metrics), tags={"git_commit": git_commit(), "dvc_lock": lock_hash(), **(tags or {})}) as run:
         mlflow.log_params(flat(params or {}))
         yield run
