@@ -19,7 +19,7 @@ from .classify import onnx_session, softmax
 from .vit import Reader
 
 # %% ../../nbs/vision/export.ipynb #c005
-OUTPUTS = ("logits", "heat", "features", "ood")
+OUTPUTS = ("logits", "heat", "features", "ood", "severity")
 
 
 def strip_metadata(model) -> None:
@@ -36,7 +36,7 @@ def export_onnx(
     size: int = 224,   # side of a film
     opset: int = 20,
 ) -> Path:
-    "Write the reader as one ONNX file: image uint8 (N, 1, S, S) to logits, heat, features and ood."
+    "Write the reader as one ONNX file: image uint8 (N, 1, S, S) to logits, heat, features, ood and severity."
     import onnx
     path.parent.mkdir(parents=True, exist_ok=True)
     for name in ("torch.onnx", "onnxscript", "onnx_ir"): logging.getLogger(name).setLevel(logging.ERROR)
@@ -56,7 +56,7 @@ def export_onnx(
 def answer_nodes(
     model,  # onnx.ModelProto of a reader
 ) -> list[str]:
-    "MatMul and Gemm nodes between the last LayerNormalization of their way and an output: head, heatmap and distance."
+    "MatMul and Gemm nodes between the last LayerNormalization of their way and an output: heads, heatmap and distance."
     maker = {o: n for n in model.graph.node for o in n.output}
     found, todo = {}, [o.name for o in model.graph.output]
     while todo:

@@ -31,8 +31,9 @@ def toy_patterns(
 def toy_onnx(
     path: Path,         # written
     seed: int = 0,
+    severity: bool = True,  # with the output severity
 ) -> Path:
-    "Write the toy's ONNX graph: uint8 (N, 1, 224, 224) to logits (N, 10), heat (N, 10, 16, 16), features (N, 768), ood (N,)."
+    "Write the toy's ONNX graph: uint8 (N, 1, 224, 224) to logits (N, 10), heat (N, 10, 16, 16), features (N, 768), ood (N,), severity (N, 3)."
     from onnx import TensorProto as T, checker, helper, numpy_helper, save
     const = lambda name, a: numpy_helper.from_array(np.asarray(a), name)
     consts = [const("full", np.float32(255)), const("patterns", toy_patterns(seed)), const("half", np.float32(0.5)), const("two", np.float32(2)),
@@ -49,9 +50,12 @@ def toy_onnx(
              node("Sub", ["mean", "half"], ["off"]),
              node("Abs", ["off"], ["distance"]),
              node("Mul", ["distance", "two"], ["ood"])]
+    if severity:
+        consts += [const("cuts", np.array([[-0.1, 0, 0.1]], np.float32))]
+        nodes += [node("Unsqueeze", ["off", "one"], ["score"]), node("Sub", ["score", "cuts"], ["severity"])]
     out = lambda name, *shape: helper.make_tensor_value_info(name, T.FLOAT, ["N", *shape])
     graph = helper.make_graph(nodes, "toy", [helper.make_tensor_value_info("image", T.UINT8, ["N", 1, 224, 224])],
-                              [out("logits", 10), out("heat", 10, 16, 16), out("features", 768), out("ood")], consts)
+                              [out("logits", 10), out("heat", 10, 16, 16), out("features", 768), out("ood"), *([out("severity", 3)] if severity else [])], consts)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     checker.check_model(model, full_check=True)
     save(model, path)
@@ -62,17 +66,19 @@ def toy_bundle(
     folder: Path,              # made; files in it are written over
     facts: Path | None = None, # facts.yaml to copy in
     seed: int = 0,
+    graded: tuple[str, ...] | None = (),  # classes whose severity it may state; None: a bundle of before there was one
 ) -> Path:
     "Make a small, valid bundle without training and return its folder. Its answers mean nothing."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    toy_onnx(folder / "vit.int8.onnx", seed)
+    toy_onnx(folder / "vit.int8.onnx", seed, graded is not None)
     shutil.copyfile(folder / "vit.int8.onnx", folder / "vit.onnx")
     write_json(folder / "labels.json", list(LABELS))
     write_json(folder / "preprocessing.json", PREPROCESSING)
     write_json(folder / "calibration.json", {
         "temperature": 1.0, "conformal": {"coverage": 0.95, "qhat": 0.7, "n": 0}, "ood": {"threshold": 0.8, "reject": 0.95, "quantile": 0.99},
-        "abstain": {"min_probability": 0.5, "max_set": 3}, "reject": {"colour": COLOUR_SHARE, "blank_range": BLANK_RANGE}, "engine": "vit.int8.onnx", "n_val": 0})
+        "abstain": {"min_probability": 0.5, "max_set": 3}, "reject": {"colour": COLOUR_SHARE, "blank_range": BLANK_RANGE}, "engine": "vit.int8.onnx", "n_val": 0}
+               | ({} if graded is None else {"severity": {"graded": list(graded)}}))
     if facts: shutil.copyfile(facts, folder / "facts.yaml")
     (folder / "MODEL_CARD.md").write_text("# A toy\n\nMade from a seed, for tests. Its answers mean nothing.\n", encoding="utf-8")
     files = sorted(f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file() and f.name != "manifest.json")
