@@ -21,6 +21,7 @@ from ..core import SetupError
 from ..data.images import film_box
 from ..data.labels import LABELS
 from ..data.masks import region_grid
+from ..data.vocabulary import VOCABULARY
 from .classify import severity_grade
 from .train import Picked, cached_embedding
 from .vit import Reader
@@ -37,7 +38,7 @@ def outlines(
     return np.array([region_grid(r, side, size // side, film_box(w, h, size, resize)) if isinstance(r, str) else empty for r, w, h in shapes]).reshape(-1, side, side)
 
 
-GRADES = ("none", "mild", "moderate", "severe")
+GRADES = VOCABULARY["severity"]
 
 
 def grades(
