@@ -110,8 +110,9 @@ def conformal_scores(
     in_set: np.ndarray,      # (n, 10) bool: the class is in the film's prediction set
     target: float = 0.95,
 ) -> dict[str, float]:
-    "Coverage and mean size of the prediction sets beside the coverage that was promised."
-    return {"target": target, "coverage": float(in_set[np.arange(len(truth)), truth].mean()), "mean_set_size": float(in_set.sum(1).mean())}
+    "Coverage and mean size of the prediction sets beside the coverage that was promised, and the gap between both."
+    coverage = float(in_set[np.arange(len(truth)), truth].mean())
+    return {"target": target, "coverage": coverage, "gap": abs(coverage - target), "mean_set_size": float(in_set.sum(1).mean())}
 
 # %% ../../nbs/evaluate/scores.ipynb #c025
 def abstention(
