@@ -153,5 +153,5 @@ def stress_rows(
         if name == "unaltered": continue
         if name in NOTHING: rows.append(verdict(f"{said}: answered", m["answered"], n, at_most=0.0, least=least))
         elif name in MILD: rows.append(verdict(f"{said}: accuracy", m["accuracy"], n, at_least=round(whole["accuracy"] - 0.05, 6), least=least))
-        else: rows.append(verdict(f"{said}: accuracy of what is answered", m["accuracy_answered"], round(n * m["answered"]), at_least=round((whole["accuracy_answered"] or 1) - 0.1, 6), least=least, why=f"{round(n * m['answered'])} films answered: it keeps silent"))
+        else: rows.append(verdict(f"{said}: accuracy of what is answered", m["accuracy_answered"], round(n * m["answered"]), at_least=round((whole["accuracy_answered"] or 1) - 0.1, 6), least=least, why=f"only {round(n * m['answered'])} of {n} films answered"))
     return rows
