@@ -43,6 +43,7 @@ def run(tmp_path_factory):
     (run / "data").mkdir(parents=True)
     m.to_parquet(run / "data/manifest.parquet", index=False)
     np.save(run / "data/films.npy", toy_films(m))
+    pd.DataFrame({"path": [], "source": [], "reason_code": []}).to_parquet(run / "data/rejects.parquet")
     toy_bundle(run / "vit")
     for name in ("manifest.json", "MODEL_CARD.md"): (run / "vit" / name).unlink()
     for name in ("train/vit.safetensors", "llm/adapter.safetensors"): (run / name).parent.mkdir(); (run / name).write_bytes(b"weights")
@@ -65,7 +66,7 @@ def execute(stage, run, monkeypatch, **params):
     return nbformat.read(out, as_version=4)
 
 
-EVALUATE = dict(bootstrap_draws=50, shortcut_films=0, engine_films=0, stress_films=6, strangers_each=1, probe_films=20, least_subgroup=10, workers=2)
+EVALUATE = dict(bootstrap_draws=50, shortcut_films=0, engine_films=0, stress_films=6, strangers_each=1, strangers_seed=1, probe_films=20, val_films=0, lesion_pairs_each=1, least_subgroup=10, gap_threshold=0.1, raw="", outside=["covid_chestxray"], workers=2)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,29 @@ def test_every_promised_figure_is_there(evaluated):
     assert evaluated["shortcuts"]["source_probe_accuracy"] > 0.9, "the second source is brighter, and the features show it"
     assert evaluated["engines"]["vit.onnx"]["accuracy"] == evaluated["engines"]["vit.int8.onnx"]["accuracy"], "the toy's two files are one"
     assert evaluated["pointing_game"]["n"] == 36 and evaluated["severity"] is None
+    assert evaluated["kermany"]["test"]["n"] == 4 and evaluated["kermany"]["validation"] is None and evaluated["validation"] == {}, "no validation film: none is scored"
+    assert evaluated["risk_coverage"]["overall"]["risk"] == evaluated["risk_coverage"]["overall"]["aurc"] == 0
+    assert evaluated["subgroup_gaps"]["view"]["verdict"] == "not assessable" != evaluated["subgroup_gaps"]["sex"]["verdict"]
+    assert evaluated["unannotated_limbs"] is None and evaluated["outside"] == {"covid_chestxray": None}, "no raw folder: not measured"
     assert "age/40-64" not in evaluated["subgroups"] and evaluated["subgroups"]["sex/F"]["n"] + evaluated["subgroups"]["sex/M"]["n"] == 40
+
+
+def test_every_question_has_its_row_and_few_films_decide_nothing(evaluated):
+    rows = {r["question"]: r for name in ("is_it_real", "stress", "behaviour") for r in evaluated[name]}
+    assert len(rows) == sum(len(evaluated[name]) for name in ("is_it_real", "stress", "behaviour")), "no question twice"
+    assert rows["accuracy with the middle blacked out"]["verdict"] == "not sound", "the toy's patterns reach into the border"
+    assert rows["normal films whose source a probe names"]["verdict"] == "not assessable", "four normal films"
+    assert rows["inverted: accuracy of what is answered"]["verdict"] == "not assessable" and rows["NORMAL: films it was trained on"]["n"] == 4
+    assert rows["a bigger lesion: the severity is not lower"]["value"] is None, "it grades none"
+    assert set(evaluated["leave_one_source_out"]) == {"kermany", "tb"} and evaluated["leave_one_source_out"]["tb"]["unseen"]["n_normal"] == 2
+    assert abs(evaluated["random_labels"]["shuffled"] - 0.1) < 0.15 < 0.9 < evaluated["random_labels"]["true"]
+    assert evaluated["sound"]["is_it_real"]["not_sound"] >= 1 > evaluated["sound"]["is_it_real"]["share"]
+
+
+def test_the_curves_that_dvc_plots_are_written(run, evaluated):
+    curve, table = pd.read_csv(run / "plots/risk_coverage.csv"), pd.read_csv(run / "plots/reliability_test.csv")
+    assert set(curve.films) == {"test", "kermany", "tb"} and (curve.groupby("films").coverage.max() == 1).all() and list(curve) == ["films", "coverage", "risk"]
+    assert table.films.sum() == 40
 
 
 def test_predictions_and_confusion_agree_with_the_score(run, evaluated):
@@ -95,7 +118,7 @@ def test_predictions_and_confusion_agree_with_the_score(run, evaluated):
 
 
 def test_two_evaluations_are_equal_to_the_byte(run, evaluated, monkeypatch):
-    files = [run / f for f in ("metrics/vit.json", "plots/confusion.csv", "evaluate/predictions.parquet")]
+    files = [run / f for f in ("metrics/vit.json", "plots/confusion.csv", "plots/risk_coverage.csv", "evaluate/predictions.parquet")]
     before = [hashlib.sha256(f.read_bytes()).hexdigest() for f in files]
     execute("evaluate", run, monkeypatch, **EVALUATE | {"workers": 1})
     assert [hashlib.sha256(f.read_bytes()).hexdigest() for f in files] == before, "whatever the number of workers"
@@ -115,6 +138,9 @@ def test_the_gates_pass_and_a_missed_one_halts(run, evaluated, monkeypatch):
     result, bench = read_json(run / "metrics/gates.json"), read_json(run.parent / "metrics/bench/vit_latency.json")
     rows = {g["name"]: g for g in result["gates"]}
     assert result["passed"] and rows["model accuracy"]["value"] == 1 and rows["GPU memory"]["passed"] == rows["latency P99 in ms"]["passed"] == "timed"
+    assert result["goals"]["met"] + result["goals"]["missed"] + result["goals"]["not_measured"] == sum(g["action"] == "report" for g in result["gates"])
+    assert rows["unannotated limbs told of a fracture"]["passed"] == rows["gap by view"]["passed"] == "not measured", "nobody measured it: it has not passed"
+    assert rows["pictures that are no film"]["passed"] is False and read_json(run / "metrics/headline.json")["missed"] == result["goals"]["missed"] > 0, "a missed goal is told, and the pipeline goes on"
     timed = {g["name"]: g for g in read_json(run.parent / "metrics/bench/gates.json")["gates"]}
     assert timed["GPU memory"]["passed"] == "not measured" and timed["latency P99 in ms"]["value"] == bench["p99_ms"]
     assert "value" not in rows["latency P99 in ms"] and bench["n"] == 8 and bench["p50_ms"] <= bench["p99_ms"]
@@ -137,7 +163,7 @@ def test_the_bundle_is_complete_and_says_what_it_is(packaged):
     assert there == set(b.manifest["files"]), "nothing unsealed"
     assert {"vit.int8.onnx", "vit.onnx", "labels.json", "calibration.json", "preprocessing.json", "facts.yaml", "MODEL_CARD.md", "llm/adapter.safetensors", "llm/llm.json", "metrics/vit.json", "metrics/gates.json", "examples/normal_chest.png", "examples/not_a_film.png"} <= there
     card = b.read("MODEL_CARD.md").decode()
-    for words in ("not a medical device", "Chowdhury" if "covid" in card else "Rahman", "Kermany", "no normal limb", "blacked out", "drawings", "SmolLM2"): assert words in card, words
+    for words in ("not a medical device", "Chowdhury" if "covid_radiography" in card else "Rahman", "Kermany", "no normal limb", "blacked out", "drawings", "SmolLM2"): assert words in card, words
     assert str(ROOT) not in card and str(packaged) not in card + json.dumps(b.manifest), "no path of this machine"
     assert Classifier(packaged).model_version.startswith("clinical-")
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['aurocs', 'macro_auroc', 'balanced_accuracy', 'bootstrap', 'brier', 'per_class', 'score', 'conformal_scores',
-           'abstention', 'confusion_plot', 'reliability_plot']
+           'abstention', 'risk_coverage', 'aurc', 'risk_coverage_plot', 'two_classes', 'confusion_plot',
+           'reliability_plot']
 
 # %% ../../nbs/evaluate/scores.ipynb #c002
 from collections.abc import Callable
@@ -109,8 +110,9 @@ def conformal_scores(
     in_set: np.ndarray,      # (n, 10) bool: the class is in the film's prediction set
     target: float = 0.95,
 ) -> dict[str, float]:
-    "Coverage and mean size of the prediction sets beside the coverage that was promised."
-    return {"target": target, "coverage": float(in_set[np.arange(len(truth)), truth].mean()), "mean_set_size": float(in_set.sum(1).mean())}
+    "Coverage and mean size of the prediction sets beside the coverage that was promised, and the gap between both."
+    coverage = float(in_set[np.arange(len(truth)), truth].mean())
+    return {"target": target, "coverage": coverage, "gap": abs(coverage - target), "mean_set_size": float(in_set.sum(1).mean())}
 
 # %% ../../nbs/evaluate/scores.ipynb #c025
 def abstention(
@@ -127,6 +129,58 @@ def abstention(
     return {"share": bootstrap(lambda i: float(ok[i].mean()), groups, times, seed),
             "accuracy": bootstrap(lambda i: float(right[ok][i].mean()), groups[ok], times, seed) if ok.any() else None,
             "reasons": dict(zip(names.tolist(), (count / len(ok)).tolist()))}
+
+# %% ../../nbs/evaluate/scores.ipynb #n0271
+def risk_coverage(
+    right: np.ndarray,  # (n,) bool
+    sure: np.ndarray,   # (n,) larger is surer
+    points: int = 100,  # rows at most
+) -> pd.DataFrame:
+    "Coverage (share answered, surest first) and risk (share wrong of those), films of equal sureness together."
+    order = np.argsort(-sure, kind="stable")
+    wrong, last = np.cumsum(~np.asarray(right, bool)[order]), np.flatnonzero(np.r_[np.diff(sure[order]) != 0, True])
+    k = last[np.unique(np.linspace(0, len(last) - 1, min(points, len(last))).round().astype(int))]
+    return pd.DataFrame({"coverage": (k + 1) / len(order), "risk": wrong[k] / (k + 1), "threshold": sure[order][k]})
+
+
+def aurc(
+    right: np.ndarray,  # (n,) bool
+    sure: np.ndarray,   # (n,)
+) -> dict[str, float]:
+    "Area under the risk-coverage curve, that of the best order, and the excess; risk 0 is perfect."
+    mean_risk = lambda ok: float((np.cumsum(~ok) / np.arange(1, len(ok) + 1)).mean())
+    right = np.asarray(right, bool)
+    area, best = mean_risk(right[np.argsort(-sure, kind="stable")]), mean_risk(np.sort(right)[::-1])
+    return {"aurc": area, "best": best, "excess": area - best, "risk": float((~right).mean())}
+
+
+def risk_coverage_plot(
+    curves: dict[str, pd.DataFrame],  # name -> from `risk_coverage`
+):
+    "Share answered across, share wrong up; a line a set of films. Returns a matplotlib figure."
+    from matplotlib.figure import Figure
+    fig = Figure(figsize=(5, 3.4), layout="constrained"); ax = fig.subplots()
+    for name, c in curves.items(): ax.plot(c.coverage, 100 * c.risk, label=name)
+    ax.set_xlabel("share answered"); ax.set_ylabel("wrong, %"); ax.set_xlim(0, 1); ax.set_ylim(0); ax.legend(fontsize=8)
+    return fig
+
+# %% ../../nbs/evaluate/scores.ipynb #n0274
+def two_classes(
+    truth: np.ndarray,    # (n,) int
+    probs: np.ndarray,    # (n, 10)
+    groups: np.ndarray,   # (n,)
+    pair: tuple[str, str] = ("NORMAL", "PNEUMONIA"),
+    times: int = 1000,
+    seed: int = 0,
+) -> dict | None:
+    "Accuracy of the ten-class answer and AUROC of the second class against the first, with intervals, on the films of both; None where one has no film."
+    a, b = (LABELS.index(l) for l in pair)
+    of = np.isin(truth, (a, b))
+    if not {a, b} <= set(truth.tolist()): return None
+    t, p, g = truth[of], probs[of], np.asarray(groups)[of]
+    score = p[:, b] / np.maximum(p[:, a] + p[:, b], 1e-12)
+    area = lambda i: float(aurocs((t[i] == b).astype(int), np.stack([1 - score[i], score[i]], 1))[1])
+    return {"n": int(of.sum()), "accuracy": bootstrap(lambda i: float((p[i].argmax(1) == t[i]).mean()), g, times, seed), "auroc": bootstrap(area, g, times, seed)}
 
 # %% ../../nbs/evaluate/scores.ipynb #c028
 def confusion_plot(
