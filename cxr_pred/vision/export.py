@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['OUTPUTS', 'strip_metadata', 'export_onnx', 'answer_nodes', 'quantise', 'run_onnx', 'run_torch', 'agreement',
-           'check_agreement']
+           'check_agreement', 'without_unused', 'fold_scales', 'fuse_attention']
 
 # %% ../../nbs/vision/export.ipynb #c003
 import logging, tempfile, warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,7 @@ def quantise(
     from onnxruntime.quantization import QuantType, quantize_dynamic
     model, root_log = onnx.load(source), logging.getLogger()
     before, _ = root_log.level, root_log.setLevel(logging.ERROR)  # it advises pre-processing, which changes nothing here
-    try: quantize_dynamic(source, path, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"], nodes_to_exclude=[*answer_nodes(model), *keep])
+    try: quantize_dynamic(source, path, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"], nodes_to_exclude=[*answer_nodes(model), *(f"{n}_MatMul" for n in answer_nodes(model)), *keep])
     finally: root_log.setLevel(before)
     model = onnx.load(path)
     strip_metadata(model)
@@ -126,3 +127,70 @@ def check_agreement(
     "Raise `SetupError` where two engines differ by more than is allowed."
     if scores["same_answer"] < same_answer or scores["mean_probability_difference"] > mean_difference:
         raise SetupError("export_differs", f"{what}: {scores}.", "Export again with another opset, or keep more nodes in 32 bits (export_vit.keep).")
+
+# %% ../../nbs/vision/export.ipynb #n0161
+def without_unused(model) -> None:
+    "Drop nodes and weights of an `onnx.ModelProto` that lead to no output, in place."
+    g = model.graph
+    while dead := [n for n in g.node if not set(n.output) & ({i for m in g.node for i in m.input} | {o.name for o in g.output})]:
+        for n in dead: g.node.remove(n)
+    used = {i for n in g.node for i in n.input}
+    for t in [t for t in g.initializer if t.name not in used]: g.initializer.remove(t)
+    del g.value_info[:]
+
+
+def fold_scales(
+    source: Path,  # ONNX file in 32 bits
+    path: Path,    # written
+) -> Path:
+    "Put a constant factor after a linear layer (DINOv2's layer scale) into its weights: the same answers from fewer nodes."
+    import onnx
+    from onnx.numpy_helper import from_array, to_array
+    model = onnx.load(source)
+    maker, weights = {o: n for n in model.graph.node for o in n.output}, {t.name: t for t in model.graph.initializer}
+    takers = Counter(i for n in model.graph.node for i in n.input)
+    for scale in [n for n in model.graph.node if n.op_type == "Mul" and n.input[1] in weights]:
+        add = maker.get(scale.input[0])
+        product = maker.get(add.input[0]) if add is not None and add.op_type == "Add" else None
+        if product is None or product.op_type != "MatMul": continue
+        parts = (product.input[1], add.input[1])
+        if not set(parts) <= set(weights) or any(takers[name] != 1 for name in (*parts, product.output[0], add.output[0])): continue
+        factor = to_array(weights[scale.input[1]])
+        for name in parts: weights[name].CopyFrom(from_array(to_array(weights[name]) * factor, name))
+        add.output[0] = scale.output[0]
+        model.graph.node.remove(scale)
+    without_unused(model)
+    onnx.save(model, path)
+    return path
+
+
+def fuse_attention(
+    source: Path,  # ONNX file from `export_onnx`, `quantise` or `quantise_static`
+    path: Path,    # written; may be `source`
+) -> Path:
+    "Write each attention as one MultiHeadAttention node of ONNX Runtime; what does not look like one stays."
+    import onnx
+    from onnx.numpy_helper import to_array
+    model = onnx.load(source)
+    g, node = model.graph, onnx.helper.make_node
+    maker, weights = {o: n for n in g.node for o in n.output}, {t.name: t for t in g.initializer}
+    takers = {i: n for n in g.node for i in n.input}
+
+    def walk(n, step, kinds):
+        for kind in kinds:
+            n = step(n)
+            if n is None or n.op_type != kind: return None
+        return n
+
+    for soft in [n for n in g.node if n.op_type == "Softmax"]:
+        packed = walk(soft, lambda n: maker.get(n.input[0]), ("MatMul", "Mul", "Squeeze", "Slice", "Transpose", "Reshape"))
+        out = walk(soft, lambda n: takers.get(n.output[0]), ("MatMul", "Transpose", "Reshape"))
+        if packed is None or out is None: continue
+        qkv, at = [f"{soft.name}_{x}" for x in "qkv"], list(g.node).index(out)
+        g.node.remove(out)
+        g.node.insert(at, node("MultiHeadAttention", qkv, [out.output[0]], f"{soft.name}_attention", domain="com.microsoft", num_heads=int(to_array(weights[packed.input[1]])[3])))
+        g.node.insert(at, node("Split", [packed.input[0]], qkv, f"{soft.name}_split", axis=-1, num_outputs=3))
+    without_unused(model)
+    if "com.microsoft" not in {o.domain for o in model.opset_import}: model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    onnx.save(model, path)
+    return path
