@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INTENDED', 'SAMPLE', 'LIMITS', 'CLINICAL_LIMITS', 'head', 'data_section', 'plain', 'training_section',
-           'accuracy_section', 'shortcut_section', 'failure_section', 'language_section', 'limits_section',
-           'model_card']
+           'accuracy_section', 'shortcut_section', 'severity_sentence', 'failure_section', 'language_section',
+           'limits_section', 'model_card']
 
 # %% ../../nbs/evaluate/card.ipynb #c002
 from ..data.fetch import DATASETS
@@ -102,6 +102,15 @@ def shortcut_section(vit: dict) -> str:
     return f"## What it leans on\n\n{table}\n\n{words} {probe}\n"
 
 # %% ../../nbs/evaluate/card.ipynb #c016
+def severity_sentence(
+    s: dict | None,  # of metrics/vit.json
+) -> str:
+    "How far the stated severity agrees with the known one."
+    if not s: return "Not measured: how severe a finding is; no test film has a known severity that the reader was taught."
+    line = lambda k: f"{k['quadratic_kappa']:.2f} ({k['low']:.2f} to {k['high']:.2f}) on {k['n']} films"
+    return f"The stated severity agrees with the known one with a quadratic kappa of {line(s)}" + (f"; of films with a finding alone, {line(s['ill'])}." if s.get("ill") else ".")
+
+
 def failure_section(vit: dict) -> str:
     "Spoiled films, pictures that are none, subgroups, heatmap, and what was not measured."
     modes, answered = vit["failure_modes"], vit["failure_modes_answered"]
@@ -119,7 +128,7 @@ def failure_section(vit: dict) -> str:
 
 {groups}
 
-{missing}Not measured: how severe a finding is, and how the model does beside a radiologist.
+{missing}{severity_sentence(vit.get('severity'))} Not measured: how the model does beside a radiologist.
 """
 
 

@@ -165,7 +165,7 @@ def fold_scales(
 
 
 def fuse_attention(
-    source: Path,  # ONNX file from `export_onnx`, `quantise` or `quantise_static`
+    source: Path,  # ONNX file from `export_onnx` or `quantise`
     path: Path,    # written; may be `source`
 ) -> Path:
     "Write each attention as one MultiHeadAttention node of ONNX Runtime; what does not look like one stays."
