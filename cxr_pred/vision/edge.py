@@ -33,8 +33,16 @@ class EdgeReader(Reader):
 
     def heat(self, tokens: torch.Tensor) -> torch.Tensor:
         "Each cell's share of each class's logit, (N, classes, fine * rows, fine * columns)."
-        h, k = super().heat(tokens) / self.fine ** 2, self.fine
-        return h[:, :, :, None, :, None].expand(-1, -1, -1, k, -1, k).flatten(4, 5).flatten(2, 3)
+        return self.shared_out(super().heat(tokens))
+
+    def place(self, seen: torch.Tensor) -> torch.Tensor:
+        "Chance that the lesion lies on a cell, (N, fine * rows, fine * columns), adding up to 1."
+        return self.shared_out(super().place(seen)[:, None])[:, 0]
+
+    def shared_out(self, h: torch.Tensor) -> torch.Tensor:
+        "A map (N, C, rows, columns) on the finer grid; each patch's share goes to its cells in equal parts."
+        k = self.fine
+        return (h / k ** 2)[:, :, :, None, :, None].expand(-1, -1, -1, k, -1, k).flatten(4, 5).flatten(2, 3)
 
 
 def edge_reader(
