@@ -14,10 +14,9 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from ..core import SetupError
-from ..data.augment import Alteration
-from ..data.loader import Rows
-from .train import features_of
-from .vit import Reader, set_distance, set_head
+from .adapt import Batches
+from .vit import Reader, set_head
+
 
 # %% ../../nbs/vision/edge.ipynb #c005
 class EdgeReader(Reader):
@@ -93,41 +92,52 @@ def teaching_loss(
 
 
 def distil(
-    student: EdgeReader,      # changed and returned
-    films: np.ndarray,        # (N, S, S) uint8, may be mapped
-    rows: np.ndarray,         # (n,) the train films among them
-    targets: np.ndarray,      # (n,) their class numbers
-    its_logits: torch.Tensor,    # (n, classes) of the teacher on the same films
-    its_features: torch.Tensor,  # (n, D)
-    epochs: int = 10,
-    batch_size: int = 32,
-    lr: float = 3e-4,         # of the blocks; head and guess learn ten times as fast
+    student: EdgeReader,      # changed, and moved to the batches' device
+    teacher: nn.Module,       # films (N, 1, S, S) to logits, features and lesion's logits: an `adapt.Learner`
+    batches: Batches,
+    epochs: int = 100,
+    lr: float = 5e-4,         # of the network; head and guess learn twice as fast
     weight_decay: float = 0.05,
-    how: Alteration | None = None,  # alters the films in every epoch, the teacher's answers stay
-    shrink: float = 0.1,      # see `set_distance`
+    ema: float = 0.99,        # decay of the running mean, a step
+    place: float = 0.1,       # weight of the lesion's place
     seed: int = 0,
+    bf16: bool = False,
     **loss,                   # soft, temperature, hints: see `teaching_loss`
-) -> EdgeReader:
-    "Train a student on what its teacher said of the train films, and set its head and its distance."
+) -> list[float]:
+    "Teach the student what its teacher says of restyled films, set its head, and return the mean loss of each epoch."
     torch.manual_seed(seed)
-    data, order = Rows(films, rows, targets, how, seed), np.random.default_rng(seed)
-    start = features_of(student, 0, films, rows[::max(1, len(rows) // 500)])
-    mean, scale = start.mean(0), start.std(0).clamp_min(1e-2)
-    its = (its_features - its_features.mean(0)) / its_features.std(0).clamp_min(1e-4)
-    head, guess = nn.Linear(len(mean), its_logits.shape[1]), nn.Linear(len(mean), its.shape[1])
-    steps = epochs * -(-len(rows) // batch_size)
-    best = torch.optim.AdamW([{"params": student.net.parameters(), "lr": lr}, {"params": [*head.parameters(), *guess.parameters()], "lr": 10 * lr}], weight_decay=weight_decay)
-    pace = torch.optim.lr_scheduler.LambdaLR(best, lambda i: min((i + 1) / (0.1 * steps + 1), 0.5 + 0.5 * np.cos(np.pi * i / steps)))
-    student.train()
-    for data.epoch in tqdm(range(epochs), desc="distil"):
-        for idx in np.array_split(order.permutation(len(rows)), steps // epochs):
-            x, y = data.__getitems__(idx.tolist())
-            f = (student.features(student.rest(student.stem(x[:, None], 0), 0)) - mean) / scale
-            best.zero_grad()
-            teaching_loss(head(f), guess(f), y, its_logits[idx], its[idx], **loss).backward()
-            nn.utils.clip_grad_norm_(student.net.parameters(), 1.0)
-            best.step(); pace.step()
-    student.eval()
-    set_head(student, head.weight, head.bias, mean, scale, features_of(student, 0, films, rows[::max(1, len(rows) // 500)]).mean(0))
-    set_distance(student, features_of(student, 0, films, rows, surface=True), torch.as_tensor(np.array(targets)), shrink)
-    return student
+    device, kind = batches.device, torch.device(batches.device).type
+    student.to(device).train(); teacher.to(device).eval()
+    d, side = student.head.in_features, student.grid[0]
+    norm, head, guess, where = (m.to(device) for m in (nn.BatchNorm1d(d, affine=False, momentum=0.02), nn.Linear(d, student.head.out_features), nn.Linear(d, len(teacher.f_mean)), nn.Linear(d // 2, 1)))
+    own, added = list(student.net.parameters()), [*head.parameters(), *guess.parameters(), *where.parameters()]
+    opt = torch.optim.AdamW([{"params": own, "lr": lr}, {"params": added, "lr": 2 * lr}], weight_decay=weight_decay)
+    steps = epochs * len(batches)
+    pace = torch.optim.lr_scheduler.LambdaLR(opt, lambda i: min((i + 1) / (0.1 * steps + 1), 0.5 + 0.5 * float(np.cos(np.pi * i / steps))))
+    tuned = own + added
+    mean, curve = [p.detach().clone() for p in tuned], []
+    for k in tqdm(range(epochs), desc="distil"):
+        total = torch.zeros((), device=device)
+        for x, y, marks in batches.epoch(k):
+            with torch.autocast(kind, torch.bfloat16, enabled=bf16):
+                with torch.no_grad(): its_logits, its, _ = teacher(x)
+                seen = student.stem(x, student.sight)
+                f = norm(student.features(student.rest(seen, student.sight)).float())
+                logits, hint, z = head(f), guess(f), where(F.layer_norm(seen[:, student.net.num_prefix_tokens:], seen.shape[-1:]))[..., 0]
+            off = teaching_loss(logits.float(), hint.float(), y, its_logits.float(), (its - teacher.f_mean) / teacher.f_scale, **loss)
+            if marks is not None and place:
+                m = F.adaptive_max_pool2d(marks.float(), side).flatten(1) > 0
+                there = m.any(1)
+                off = off + place * (-z.float().log_softmax(1).masked_fill(~(m | ~there[:, None]), -torch.inf).logsumexp(1) * there).sum() / there.sum().clamp_min(1)
+            opt.zero_grad(); off.backward()
+            nn.utils.clip_grad_norm_(tuned, 1.0)
+            opt.step(); pace.step()
+            with torch.no_grad(): torch._foreach_lerp_(mean, tuned, 1 - ema)
+            total += off.detach()
+        curve.append(total.item() / len(batches))
+    with torch.no_grad():
+        for p, m in zip(tuned, mean): p.copy_(m)
+    student.to("cpu").eval()
+    set_head(student, *(t.detach().cpu() for t in (head.weight, head.bias, norm.running_mean, (norm.running_var + norm.eps).sqrt())))
+    return curve
+
