@@ -19,7 +19,7 @@ from ..data.images import Film, heat_on_film, preparation, preprocess
 from ..data.labels import CHEST, LABELS
 from ..data.quality import looks_blank, quality_flags
 from ..data.regions import film_box
-from .finding import Finding, ReasonCode, Status, zones
+from .finding import Finding, ReasonCode, Status, is_spread, zones
 from .severity import Severity, severity_grade
 
 # %% ../../nbs/vision/classify.ipynb #c005
@@ -224,9 +224,10 @@ def heat_overlay(
     most: int = 1024,       # longest side of the picture, pixels
     opacity: float = 0.6,   # of the strongest patch
 ) -> Image.Image:
-    "The film with its heatmap over it, RGB."
+    "The film with its heatmap over it, RGB; the film alone where the map is spread."
     film = Image.fromarray(pixels)
     film.thumbnail((most, most))
+    if is_spread(heat): return film.convert("RGB")
     h = np.clip(np.asarray(heat, np.float32), 0, None)
     h = np.asarray(Image.fromarray(h / max(float(h.max()), 1e-9)).resize(film.size, Image.Resampling.BICUBIC)).clip(0, 1)
     colour = np.stack([np.interp(h, np.linspace(0, 1, len(HEAT_COLOURS)), ch) for ch in HEAT_COLOURS.T], -1)
