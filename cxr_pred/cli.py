@@ -105,6 +105,7 @@ def draw(read: tuple | None, heatmap: Path | None, html: Path | None) -> None:
             html.write_text(text, encoding="utf-8")
     if heatmap and heat is None: print(f"{heatmap} is not written: a rejected picture has no heatmap.", file=sys.stderr)
     elif heatmap:
+        if report.spread: print(f"{heatmap} is the film alone: what speaks for the answer is spread over it.", file=sys.stderr)
         from cxr_pred.vision.classify import heat_overlay
         picture = heat_overlay(film.pixels, heat)
         with writing(heatmap):
@@ -131,7 +132,7 @@ def tell(row: dict, read: tuple | None) -> None:
 def predict(
     paths: list[Path] = typer.Argument(help="films: PNG, JPEG, TIFF or DICOM"),
     as_json: bool = typer.Option(False, "--json", help="print one JSON array of reports"),
-    heatmap: Path = typer.Option(None, help="write the film with its heatmap over it, PNG (one film only)"),
+    heatmap: Path = typer.Option(None, help="write the film with its heatmap over it, PNG (one film only); the film alone where the map is spread"),
     html: Path = typer.Option(None, help="write the report as one HTML file (one film only)"),
     explain: bool = typer.Option(True, "--explain/--no-explain", help="explain each answer in plain words"),
     bundle: Path = BUNDLE,

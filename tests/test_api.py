@@ -224,6 +224,25 @@ def test_a_pending_explanation_is_streamed_until_it_is_written(client, store, cl
     assert [n for n, _ in events] == ["pending", "explanation"] and json.loads(events[-1][1]) == e.model_dump(mode="json")
 
 
+def test_a_spread_map_names_no_zone_and_colours_nothing(client, store, classifier, monkeypatch):
+    "From the classifier to the answer, the picture, the page and the record that is read again."
+    outputs = type(classifier).outputs
+    def everywhere(self, films):
+        out = outputs(self, films); out["heat"] = np.full_like(out["heat"], 0.7); out["heat"][..., 2, 12] = 1
+        return out
+    film = encoded(pattern())
+    focused = send(client, film).json()
+    monkeypatch.setattr(type(classifier), "outputs", everywhere)
+    spread = send(client, film).json()
+    assert (focused["spread"], spread["spread"]) == (False, True) and focused["finding"]["zones"] and spread["finding"]["zones"] == []
+    assert focused["finding"]["label"] == spread["finding"]["label"] == "PNEUMONIA" and client.get(f"/v1/studies/{spread['study_id']}").json()["spread"] is True
+    colours = lambda r: np.ptp(np.asarray(Image.open(io.BytesIO(client.get(f"/v1/studies/{r['study_id']}/heatmap.png").content)), int), axis=-1).max()
+    assert colours(focused) > 50 and colours(spread) == 0
+    pages = [client.get(f"/v1/studies/{r['study_id']}/report.html").text for r in (focused, spread)]
+    assert [p.count('class="over"') for p in pages] == [1, 0] and ["spread over the film, no zone is named" in p for p in pages] == [False, True]
+    assert "looked mostly" in focused["explanation"]["details"] and not re.search(r"(upper|middle|lower) zone|left|right", json.dumps(spread["explanation"]))
+
+
 @pytest.mark.parametrize("path", ["", "/explanation", "/heatmap.png", "/report.html"])
 @pytest.mark.parametrize("study_id", [new_id(), "1", "..%2f..%2fpatient.key", "%00", "é" * 40])
 def test_unknown_studies(client, path, study_id): assert problem_of(client.get(f"/v1/studies/{study_id}{path}"), 404)["code"] in ("no_such_study", "not_found")

@@ -207,7 +207,7 @@ def add_reading(app: FastAPI, room: ReadingRoom, lanes: anyio.CapacityLimiter) -
         if room.report(study_id).explanation_status == "off": raise InputError("no_explanation", "No explanation was asked for.", "Send the film again with explain=true.", status=404)
         return StreamingResponse(explanation_events(room, study_id), media_type="text/event-stream", headers=PRIVATE | {"X-Accel-Buffering": "no"})
 
-    @app.get("/v1/studies/{study_id}/heatmap.png", tags=["films"], responses=fails(404, 503) | {200: {"content": {"image/png": {}}}}, response_class=Response, summary="The film with its heatmap over it")
+    @app.get("/v1/studies/{study_id}/heatmap.png", tags=["films"], responses=fails(404, 503) | {200: {"content": {"image/png": {}}}}, response_class=Response, summary="The film with its heatmap over it; the film alone where the report says spread")
     def heatmap(study_id: str): return Response(room.heatmap(study_id), media_type="image/png", headers=PRIVATE)
 
     @app.get("/v1/studies/{study_id}/report.html", tags=["films"], responses=fails(404, 503), response_class=HTMLResponse, summary="The report to print")

@@ -26,6 +26,7 @@ from ..language.facts import load_facts
 from ..language.findings import Explanation, template_explanation
 from ..store import Feedback, Store, Study
 from ..vision.classify import Classifier, heat_overlay
+from ..vision.finding import is_spread
 
 # %% ../../nbs/clinic/reading.ipynb #c005
 class Metrics:
@@ -61,7 +62,8 @@ def study_row(
 
 def report_of(row: Study) -> Report:
     "The report that a row keeps."
-    return Report(study_id=row.id, status=row.status, reason_code=row.reason_code, finding=row.finding, explanation=row.explanation, explanation_status=row.explanation_status,
+    heat = heat_of(row)
+    return Report(study_id=row.id, status=row.status, reason_code=row.reason_code, finding=row.finding, spread=heat is not None and is_spread(heat), explanation=row.explanation, explanation_status=row.explanation_status,
                   bundle_hash=row.bundle_hash, timings=row.timings, patient=Patient(age=row.age, sex=row.sex, view=row.view, symptoms=row.symptoms))
 
 
@@ -206,7 +208,7 @@ class ReadingRoom:
         return Film(self.store.film(study_id)), heat_of(self.store.study(study_id))
 
     def heatmap(self, study_id: str) -> bytes:
-        "The film with its heatmap over it, PNG. Raises `InputError`: no_such_study, no_heatmap (404)."
+        "The film with its heatmap over it, or alone where the map is spread, PNG. Raises `InputError`: no_such_study, no_heatmap (404)."
         film, heat = self.pictures(study_id)
         if heat is None: raise InputError("no_heatmap", "This picture was rejected before the model saw it: it has no heatmap.", status=404)
         return picture_png(heat_overlay(film.pixels, heat))

@@ -19,7 +19,7 @@ from ..data.dicom import OLDEST
 from ..data.images import Film, decode, read_film
 from ..language.findings import Explanation
 from ..vision.classify import Classifier
-from ..vision.finding import Finding, ReasonCode, Status
+from ..vision.finding import Finding, ReasonCode, Status, is_spread
 
 # %% ../../nbs/clinic/study.ipynb #c005
 Symptom = Literal["cough", "fever", "breathlessness", "chest pain", "coughing blood", "night sweats", "weight loss",
@@ -48,6 +48,7 @@ class Report(BaseModel):
     status: Status
     reason_code: ReasonCode
     finding: Finding | None = None                    # None for a rejected picture
+    spread: bool = False                              # the heatmap is spread over the film: no zone is named, nothing is coloured
     explanation: Explanation | None = None
     explanation_status: Literal["pending", "ready", "off"] = "off"
     bundle_hash: str                                  # SHA-256 that names the model bundle
@@ -85,7 +86,7 @@ def read_study(
     decoded = time.perf_counter()
     r = classifier.classify(film)
     times = {"decode_ms": 1000 * (decoded - start), **r.timings, "total_ms": 1000 * (time.perf_counter() - start)}
-    return Report(status=r.status, reason_code=r.reason_code, finding=r.finding, bundle_hash=classifier.bundle_hash,
+    return Report(status=r.status, reason_code=r.reason_code, finding=r.finding, spread=r.heat is not None and is_spread(r.heat), bundle_hash=classifier.bundle_hash,
                   timings={k: round(v, 2) for k, v in times.items()}, patient=patient.filled_from(film)), film, r.heat
 
 # %% ../../nbs/clinic/study.ipynb #c014

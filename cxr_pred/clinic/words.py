@@ -49,11 +49,13 @@ STRINGS = {
     "severities": {"none": "none", "mild": "mild", "moderate": "moderate", "severe": "severe", "unknown": "not estimated"},
     "zones": "Where it looked",
     "zones_none": "no single place stands out",
+    "zones_spread": "spread over the film, no zone is named",
     "film": "The film",
     "picture": "The picture",
     "heat": "What speaks for the answer",
     "heat_note": "Coloured is what moved the answer, yellow the most; it need not be where the trouble is. On films shown the usual way, the patient's right is on the left of the picture.",
     "heat_note_limb": "Coloured is what moved the answer, yellow the most; it need not be where the trouble is.",
+    "heat_spread": "What speaks for the answer is spread over the film. No place stands out, so nothing is coloured.",
     "opacity": "Heatmap strength",
     "quality": "About this film",
     "flags": {

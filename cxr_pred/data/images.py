@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PREPROCESSING', 'Film', 'kind_of', 'colour_share', 'to_uint8', 'grey', 'out_of_memory', 'too_large', 'decode_picture',
-           'decode', 'read_film', 'preparation', 'film_box', 'equalised', 'preprocess', 'heat_on_film']
+           'decode', 'read_film', 'preparation', 'equalised', 'preprocess', 'heat_on_film']
 
 # %% ../../nbs/data/images.ipynb #c002
 import io, warnings
@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 
 from ..core import InputError, SetupError, settings
 from .quality import grey_counts, percentile_levels, quality_flags, smaller
+from .regions import film_box
 
 # %% ../../nbs/data/images.ipynb #c005
 @dataclass
@@ -179,18 +180,6 @@ def preparation(
     return how | {"version": PREPROCESSING["version"]}
 
 
-def film_box(
-    width: int, height: int,  # of the film
-    size: int = 224,          # side of the square
-    resize: str = "squash",
-) -> tuple[int, int, int, int]:
-    "Where the film lies in the prepared square: left, top, right, bottom in pixels."
-    if resize == "squash": return 0, 0, size, size
-    w, h = (max(1, round(side * size / max(width, height))) for side in (width, height))
-    left, top = (size - w) // 2, (size - h) // 2
-    return left, top, left + w, top + h
-
-
 def equalised(
     pixels: np.ndarray,  # (h, w) uint8
     tile: int,           # side of a tile in pixels
@@ -224,7 +213,7 @@ def preprocess(
 # %% ../../nbs/data/images.ipynb #n0321
 def heat_on_film(
     heat: np.ndarray,                     # (h, w) over the prepared square
-    box: tuple[int, int, int, int],       # from `film_box`
+    box: tuple[int, int, int, int],       # from `regions.film_box`
     size: int = 224,                      # side of the square
 ) -> np.ndarray:
     "The map over the film alone, (h, w) float32."

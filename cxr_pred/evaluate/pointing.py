@@ -8,7 +8,7 @@ __all__ = ['pointing_game']
 # %% ../../nbs/evaluate/pointing.ipynb #c002
 import numpy as np
 
-from ..data.masks import region_grid
+from ..data.regions import region_grid
 from .scores import bootstrap
 
 # %% ../../nbs/evaluate/pointing.ipynb #c007
