@@ -347,6 +347,7 @@ def make_tuner(
     array: np.ndarray | Joined | Picked,  # tokens or features, from `embed_splits`, or films
     manifest: pd.DataFrame,       # their table
     tune_blocks: int = 0,
+    head: tuple[torch.Tensor, torch.Tensor] | None = None,  # weight (classes, 2d) and bias (classes,) on plain features, to start from; None: zero
     **recipe,                     # lr, block_lr, weight_decay, label_smoothing, warmup, patch_drop, mixup, lora_rank: see `Tuner`
 ) -> Tuner:
     "The module to train, standardised on training films. Raises `SetupError` for more blocks than there are."
@@ -354,7 +355,10 @@ def make_tuner(
     first, train = reader.depth - tune_blocks, manifest.row[manifest.split == "train"].to_numpy()
     start = features_of(reader, first, array, spread(train) if len(array.shape) > 2 else train, "standardise")
     stem = first == 0 and isinstance(array, Picked) and not recipe.get("lora_rank")
-    return Tuner(reader, first, start.mean(0), start.std(0).clamp_min(1e-4), tune_stem=stem, **recipe)
+    tuner = Tuner(reader, first, start.mean(0), start.std(0).clamp_min(1e-4), tune_stem=stem, **recipe)
+    if head:
+        with torch.no_grad(): tuner.head.weight.copy_(head[0] * tuner.f_scale); tuner.head.bias.copy_(head[1] + head[0] @ tuner.f_mean)
+    return tuner
 
 
 def train_epochs(
@@ -421,14 +425,19 @@ def finish(
     array: np.ndarray | Joined | Picked,  # what it was trained on
     manifest: pd.DataFrame,      # of its first rows, in their order: the films as they are
     shrink: float = 0.1,         # see `set_distance`
+    films: Picked | None = None, # the manifest's films, where `distance_block` is asked for
+    distance_block: int = 0,     # measure the distance after so many blocks, none of them tuned here; 0: after the last that was not tuned
 ) -> tuple[Reader, torch.Tensor]:
-    "The finished reader, and the features (n, 2d) of the validation films."
+    "The finished reader, and the features (n, 2d) of the validation films. Raises `SetupError` for a block that was tuned."
     reader, kept = tuner.reader, len(array.shape) > 2
     train, val = (np.flatnonzero(manifest.split == s) for s in ("train", "val"))
     centre = features_of(reader, tuner.first, array, spread(train) if kept else train, "centre").mean(0)
     with torch.no_grad(): set_head(reader, tuner.head.weight, tuner.head.bias, tuner.f_mean, tuner.f_scale, centre)
-    reader.frozen = tuner.first or reader.depth
-    set_distance(reader, features_of(reader, tuner.first, array, train, "distance", surface=kept and tuner.first > 0), torch.tensor(manifest.target.to_numpy()[train]), shrink)
+    reader.frozen = distance_block or tuner.first or reader.depth
+    if distance_block > tuner.first: raise SetupError("tuned_block", f"distance_block is {distance_block}, and blocks from {tuner.first} on were tuned.", f"Set train_vit.distance_block to {tuner.first} or less.")
+    if distance_block: surface = features_of(reader, distance_block, films, train, "distance", surface=True)
+    else: surface = features_of(reader, tuner.first, array, train, "distance", surface=kept and tuner.first > 0)
+    set_distance(reader, surface, torch.tensor(manifest.target.to_numpy()[train]), shrink)
     return reader.eval(), features_of(reader, tuner.first, array, val, "validation")
 
 
