@@ -104,12 +104,14 @@ def test_ray_has_the_curve_of_one_process_though_a_worker_is_killed(tmp_path, cl
     (tmp_path / "ray").mkdir()
     p = subprocess.Popen([PYTHON, "-c", CHILD, str(Path(__file__).parent), str(tmp_path / "ray"), "ray", "ddp", "2"], env=environment() | {"RAY_ADDRESS": cluster[0], "EPOCHS": "30"}, cwd=root(),
                          stdout=open(tmp_path / "ray.log", "w"), stderr=subprocess.STDOUT)
-    end = time.monotonic() + 600
-    known, said = tmp_path / "ray/job/ray/checkpoint_manager_snapshot.json", lambda: (tmp_path / "ray.log").read_text()
-    while not (known.is_file() and "checkpoint_2" in known.read_text()) and time.monotonic() < end and p.poll() is None: time.sleep(0.05)
-    each = [training_workers([node]) for node in cluster[1]]
-    assert [len(w) for w in each] == [1, 1], (each, said()[-3000:])
-    os.kill(each[1][0].pid, signal.SIGKILL)
-    assert p.wait(900) == 0, said()[-3000:]
-    assert "Going on from checkpoint_" in said(), "the training went on, it did not begin again"
+    try:
+        end = time.monotonic() + 600
+        known, said = tmp_path / "ray/job/ray/checkpoint_manager_snapshot.json", lambda: (tmp_path / "ray.log").read_text()
+        while not (known.is_file() and "checkpoint_2" in known.read_text()) and time.monotonic() < end and p.poll() is None: time.sleep(0.05)
+        each = [training_workers([node]) for node in cluster[1]]
+        assert [len(w) for w in each] == [1, 1], (each, said()[-3000:])
+        os.kill(each[1][0].pid, signal.SIGKILL)
+        assert p.wait(1200) == 0, said()[-3000:]
+        assert "Going on from checkpoint_" in said(), "the training went on, it did not begin again"
+    finally: p.kill(); p.wait()
     assert np.allclose(np.array(json.loads((tmp_path / "ray" / "curve.json").read_text())), straight, rtol=1e-3)
