@@ -83,11 +83,15 @@ def cluster(tmp_path):
         start("--address=127.0.0.2:6389", "--node-ip-address=127.0.0.3", "--num-cpus=1")
         yield "127.0.0.2:6389", started
     finally:
+        import psutil
+        below = [c for p in started if p.poll() is None for c in psutil.Process(p.pid).children(recursive=True)]   # in groups of their own
         for p in reversed(started):
             if p.poll() is None: os.killpg(p.pid, signal.SIGTERM)
         for p in started:
             try: p.wait(20)
             except subprocess.TimeoutExpired: os.killpg(p.pid, signal.SIGKILL); p.wait()
+        for c in below:
+            if c.is_running(): c.kill()
 
 
 def training_workers(started: list) -> list:
