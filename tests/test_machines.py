@@ -40,7 +40,7 @@ def child(folder: str, launcher: str, strategy: str, devices: str, pause: str = 
     (Path(folder) / "curve.json").write_text(json.dumps([[c["train_loss"], c["val_loss"]] for c in best.curve]))
 
 
-def environment() -> dict: return os.environ | {"PYTHONPATH": f"{root()}:{Path(__file__).parent}", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "TQDM_DISABLE": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+def environment() -> dict: return os.environ | {"PYTHONPATH": f"{root()}:{Path(__file__).parent}", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "TQDM_DISABLE": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "300"}
 
 
 def curve(folder: Path, *how: str, python=sys.executable, **env) -> np.ndarray:
@@ -72,16 +72,26 @@ def cluster(tmp_path):
     "A head and a worker with a processor each, as if on two machines; stopped by their own process ids."
     ray, started = str(Path(PYTHON).parent / "ray"), []
     def start(*args):
-        started.append(subprocess.Popen([ray, "start", "--block", "--disable-usage-stats", "--object-store-memory=80000000", *args], env=environment(), start_new_session=True,
-                                        stdout=open(tmp_path / f"ray{len(started)}.log", "w"), stderr=subprocess.STDOUT))
-    start("--head", "--node-ip-address=127.0.0.2", "--port=6389", "--include-dashboard=false", "--num-cpus=1", f"--temp-dir={tempfile.gettempdir()}/ray_{os.getpid()}")
-    time.sleep(15)
-    start("--address=127.0.0.2:6389", "--node-ip-address=127.0.0.3", "--num-cpus=2")
-    yield "127.0.0.2:6389", started
-    for p in reversed(started): os.killpg(p.pid, signal.SIGTERM)
-    for p in started:
-        try: p.wait(20)
-        except subprocess.TimeoutExpired: os.killpg(p.pid, signal.SIGKILL)
+        log = tmp_path / f"ray{len(started)}.log"
+        started.append(p := subprocess.Popen([ray, "start", "--block", "--disable-usage-stats", "--object-store-memory=80000000", *args], env=environment(), start_new_session=True, stdout=open(log, "w"), stderr=subprocess.STDOUT))
+        end = time.monotonic() + 400
+        while "will now block" not in log.read_text():
+            assert p.poll() is None and time.monotonic() < end, log.read_text()[-3000:]
+            time.sleep(0.3)
+    try:
+        start("--head", "--node-ip-address=127.0.0.2", "--port=6389", "--include-dashboard=false", "--num-cpus=1", f"--temp-dir={tempfile.gettempdir()}/ray_{os.getpid()}")
+        start("--address=127.0.0.2:6389", "--node-ip-address=127.0.0.3", "--num-cpus=1")
+        yield "127.0.0.2:6389", started
+    finally:
+        import psutil
+        below = [c for p in started if p.poll() is None for c in psutil.Process(p.pid).children(recursive=True)]   # in groups of their own
+        for p in reversed(started):
+            if p.poll() is None: os.killpg(p.pid, signal.SIGTERM)
+        for p in started:
+            try: p.wait(20)
+            except subprocess.TimeoutExpired: os.killpg(p.pid, signal.SIGKILL); p.wait()
+        for c in below:
+            if c.is_running(): c.kill()
 
 
 def training_workers(started: list) -> list:
@@ -98,10 +108,14 @@ def test_ray_has_the_curve_of_one_process_though_a_worker_is_killed(tmp_path, cl
     (tmp_path / "ray").mkdir()
     p = subprocess.Popen([PYTHON, "-c", CHILD, str(Path(__file__).parent), str(tmp_path / "ray"), "ray", "ddp", "2"], env=environment() | {"RAY_ADDRESS": cluster[0], "EPOCHS": "30"}, cwd=root(),
                          stdout=open(tmp_path / "ray.log", "w"), stderr=subprocess.STDOUT)
-    end = time.monotonic() + 600
-    while not list((tmp_path / "ray").glob("job/ray/checkpoint_*")) and time.monotonic() < end and p.poll() is None: time.sleep(0.05)
-    before = {w.pid for w in training_workers(cluster[1])}
-    assert len(before) == 2, (tmp_path / "ray.log").read_text()[-3000:]
-    os.kill(max(before), signal.SIGKILL)
-    assert p.wait(900) == 0, (tmp_path / "ray.log").read_text()[-3000:]
+    try:
+        end = time.monotonic() + 600
+        known, said = tmp_path / "ray/job/ray/checkpoint_manager_snapshot.json", lambda: (tmp_path / "ray.log").read_text()
+        while not (known.is_file() and "checkpoint_2" in known.read_text()) and time.monotonic() < end and p.poll() is None: time.sleep(0.05)
+        each = [training_workers([node]) for node in cluster[1]]
+        assert [len(w) for w in each] == [1, 1], (each, said()[-3000:])
+        os.kill(each[1][0].pid, signal.SIGKILL)
+        assert p.wait(1200) == 0, said()[-3000:]
+        assert "Going on from checkpoint_" in said(), "the training went on, it did not begin again"
+    finally: p.kill(); p.wait()
     assert np.allclose(np.array(json.loads((tmp_path / "ray" / "curve.json").read_text())), straight, rtol=1e-3)

@@ -132,6 +132,7 @@ def ray_loop(config: dict[str, Any]) -> None:
     machine = {"strategy": made, "devices": "auto", "accelerator": "auto", "use_distributed_sampler": False, "plugins": [RayLightningEnvironment()],
                "callbacks": [RandomNumbers(), RayTrainReportCallback()]}
     if not (kept := ray.train.get_checkpoint()): return do_job(Path(config["folder"]), machine)
+    print(f"Going on from {Path(kept.path).name}, the last that Ray knows of.", flush=True)
     with kept.as_directory() as d: do_job(Path(config["folder"]), machine | {"ckpt_path": Path(d) / RayTrainReportCallback.CHECKPOINT_NAME})
 
 
@@ -144,6 +145,7 @@ def with_ray(
 ) -> None:
     "Do a job on a Ray cluster: that of RAY_ADDRESS, or one of this machine."
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")  # a cold import of torch can take longer than Ray's 60
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     folder = Path(folder).resolve()
