@@ -11,7 +11,7 @@ STAMP := .venv/.set-up
 IS_3_11 := import sys; sys.exit(sys.version_info[:2] != (3, 11))
 PIPELINE := $(if $(filter sample,$(PROFILE)),dvc.yaml,profiles/$(PROFILE)/dvc.yaml)
 
-.PHONY: help setup run test test-all app lab release readme test-deps
+.PHONY: help setup run test test-all app lab release browser readme test-deps
 
 help:
 	@echo "make run        set up, run the pipeline, explain one film (PROFILE=sample, or PROFILE=clinical DATA=folder)"
@@ -20,8 +20,9 @@ help:
 	@echo "make app        set up, then the page and REST on http://127.0.0.1:$(PORT)/ (PORT=)"
 	@echo "make lab        set up, then the notebooks in JupyterLab"
 	@echo "make release    copy the clinical run's bundle to models/release"
+	@echo "make browser    a folder that reads films on a phone, for any web server: build/browser (needs npm; BUNDLE=folder for another bundle)"
 	@echo "make readme     write README.md from nbs/index.ipynb"
-	@echo "make test-deps  Debian packages that the full test can use (chromium)"
+	@echo "make test-deps  what the full test can use beside: chromium from Debian, and ONNX Runtime Web where npm is"
 
 setup: $(STAMP)
 
@@ -57,9 +58,20 @@ lab: setup
 release: setup
 	@$(ENV) python -m cxr_pred.vision.bundle release
 
+# the version and its SHA-512 are in package-lock.json; the registry is npm's own setting
+RUNTIME := deploy/browser/node_modules/.package-lock.json
+$(RUNTIME): deploy/browser/package-lock.json deploy/browser/package.json
+	@command -v npm >/dev/null || { echo "npm is needed for ONNX Runtime Web. As root: apt-get install npm"; exit 1; }
+	@cd deploy/browser && npm ci --silent || { echo "npm could not fetch ONNX Runtime Web. Check the network; then run the same command again."; exit 1; }
+	@touch $@
+
+browser: setup $(RUNTIME)
+	@$(ENV) python -m cxr_pred.clinic.browser $(if $(BUNDLE),--bundle "$(BUNDLE)")
+
 test-deps:
 	@test "$$(id -u)" = 0 || { echo "This installs Debian packages: run it as root, or sudo make test-deps."; exit 1; }
 	apt-get update -q && apt-get install -y -q --no-install-recommends chromium
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(RUNTIME); else echo "There is no npm: the test of the page in the browser is left out."; fi
 
 # README.md is nbs/index.ipynb
 readme:

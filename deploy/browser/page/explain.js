@@ -1,0 +1,30 @@
+// What an answer means, in the fixed, reviewed sentences of the server (language/findings) and the bundle's facts.
+
+const URGENCIES = ['routine', 'soon', 'urgent'];
+const fill = (sentence, words) => sentence.replace(/\{(\w+)\}/g, (_, name) => words[name]);
+const texts = (entry, ...kinds) => kinds.flatMap(k => entry[k] ?? []);
+const joined = (words, last = 'and') => words.length === 1 ? words[0] : `${words.slice(0, -1).join(', ')} ${last} ${words.at(-1)}`;
+const article = name => !name.includes('fracture') ? name : `${'aeiou'.includes(name[0]) ? 'an' : 'a'} ${name}`;
+
+export const confidenceWord = p => p >= 0.9 ? 'very likely' : p >= 0.7 ? 'likely' : p >= 0.5 ? 'possible' : 'unclear';
+
+function details(finding, facts, said) {
+  const out = [], flags = finding.quality_flags.map(f => said.flags[f]).filter(Boolean), sides = [...new Set(finding.zones.map(z => z.split(' ')[0]))].filter(w => w === 'left' || w === 'right');
+  const side = sides.length === 2 ? ' (left and right are your own sides)' : sides.length ? ` (${sides[0]} is your own ${sides[0]} side)` : '';
+  const others = finding.prediction_set.filter(l => l !== finding.label && l !== 'NORMAL').map(l => article(facts.classes[l].name));
+  if (finding.zones.length) out.push(fill(said.place, { zones: joined(finding.zones), side }));
+  if (['mild', 'moderate', 'severe'].includes(finding.severity)) out.push(fill(said.severity, finding));
+  if (others.length) out.push(fill(said.others, { others: joined(others, 'or') }));
+  if (flags.length) out.push(fill(said.film, { flags: joined(flags) }));
+  return out;
+}
+
+export function explain({ status, reason_code, finding }, { facts, said }) {
+  const ok = status === 'ok', entry = ok ? facts.classes[finding.label] : facts.no_answer[reason_code];
+  const levels = [entry.urgency, ...(ok ? [...finding.prediction_set.map(l => facts.classes[l].urgency), facts.severity_floor[finding.severity]] : [])];
+  const urgency = URGENCIES[Math.max(...levels.map(l => URGENCIES.indexOf(l)))];
+  const steps = texts(entry, 'next_steps'), first = urgency === entry.urgency ? steps.slice(0, 1) : [facts.escalation[urgency][0]];
+  const summary = !ok ? said.none[status] : fill(finding.label === 'NORMAL' ? said.normal : said.lead, { name: article(entry.name), word: confidenceWord(finding.probability) });
+  const told = ok ? [...texts(entry, 'what_it_is', 'feels_like'), ...details(finding, facts, said), said.closing] : texts(entry, 'what_it_is');
+  return { summary, details: [...told, ...texts(entry, 'caveat')].join(' '), next_steps: [...first, ...steps.slice(1), ...texts(entry, 'urgent_signs')], urgency };
+}
