@@ -60,9 +60,11 @@ def training_section(
 ) -> str:
     "Where the weights come from and what was done to them."
     recipe = {k: train[k] for k in ("size", "tune_blocks", "epochs", "best_epoch", "lr", "balance", "augment", "patch_drop", "seed") if k in train}
-    frozen = "The network is frozen and only its head is trained." if not train.get("tune_blocks") else f"The head and the last {train['tune_blocks']} blocks are trained."
+    by_gpu = train["init"].get("adapter")
+    if by_gpu: frozen = f"On {by_gpu['made_on']} every block was tuned on {by_gpu['films']} training films, restyled anew in each of {by_gpu['epochs']} epochs, by low-rank matrices of rank {by_gpu['rank']}; the head goes on from there on {train['films']['train']} of these films."
+    else: frozen = "The network is frozen and only its head is trained." if not train.get("tune_blocks") else f"The head and the last {train['tune_blocks']} blocks are trained."
     words = "No language model goes with it: a template words its findings.\n" if llm is None else f"The words: a LoRA adapter, tuned in four bits, on {plain(llm['base'])}. Recipe: {plain(llm.get('recipe', {}))}. The base's weights are not in the bundle.\n"
-    return f"## How it was trained\n\nStarting weights: {plain(train['init'])}. {frozen} Recipe: {plain(recipe)}. Temperature, prediction sets and rules were set on validation films with the engine that is served.\n\n{words}"
+    return f"## How it was trained\n\nStarting weights: {plain({k: v for k, v in train['init'].items() if k != 'adapter'})}. {frozen} Recipe: {plain(recipe)}. Temperature, prediction sets and rules were set on validation films with the engine that is served.\n\n{words}"
 
 # %% ../../nbs/evaluate/card.ipynb #c013
 def accuracy_section(
