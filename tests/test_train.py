@@ -1,5 +1,7 @@
 "The training room where it is no example: an interrupted training, killed or stopped, ends with the same weights as one that was not."
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -124,3 +126,41 @@ def test_a_recipe_is_what_the_command_in_it_says(name):
     known = load_params("clinical", "train_vit")
     for k, v in recipe(name).items(): assert type(v) in (type(known[k]), *((int, str) if k == "precision" else ())), k
     assert len(dvc_flags(name)) == 1 + 2 * len(recipe(name))
+
+
+def run_notebook(name, folder, **parameters):
+    "A pipeline notebook under papermill, in a project of its own; the finished process."
+    env = os.environ | {"CXR_ROOT": str(folder), "PYTHONPATH": str(root()), "CXR_STATE": str(folder / "state"), "OMP_NUM_THREADS": "1"}
+    given = [part for k, v in parameters.items() for part in ("-p", k, str(v))]
+    return subprocess.run([sys.executable, "-m", "papermill", "--no-progress-bar", *given, str(root() / f"nbs/pipelines/{name}.ipynb"), str(folder / f"{name}.ipynb")],
+                          cwd=folder, env=env, capture_output=True, text=True, timeout=600)
+
+
+def test_an_adapter_is_made_and_gone_on_from_and_never_with_other_films(tmp_path):
+    rng, labels = np.random.default_rng(0), ["NORMAL", "PNEUMONIA", "FRACTURE_WRIST"]
+    n, kinds = 60, np.arange(60) % 3
+    films = np.stack([127 + 60 * np.sin(np.mgrid[:64, :64][k % 2] / (2 + k)) + rng.normal(0, 20, (64, 64)) for k in kinds]).clip(0, 255).astype(np.uint8)
+    box = json.dumps([{"kind": "box", "points": [[0.2, 0.2], [0.5, 0.5]]}])
+    (tmp_path / "run/data").mkdir(parents=True)
+    for name in ("params.yaml", "settings.ini"): shutil.copy(root() / name, tmp_path)
+    np.save(tmp_path / "run/data/films.npy", films)
+    (tmp_path / "run/data/preprocessing.json").write_text('{"resize": "squash"}')
+    table = pd.DataFrame({"row": range(n), "label": [labels[k] for k in kinds], "split": np.where(np.arange(n) < 36, "train", np.where(np.arange(n) < 48, "val", "test")), "source": "toy",
+                          "regions": [box if k == 2 else None for k in kinds], "severity": None, "width": 64, "height": 64})
+    table.to_parquet(tmp_path / "run/data/manifest.parquet")
+    torch.manual_seed(0)
+    save_file({k: v for k, v in backbone("vit_tiny_patch16_224", 64).state_dict().items()}, tmp_path / "start.safetensors")
+    start = {"profile": "toy", "run": "run", "model": "vit_tiny_patch16_224", "init": "file", "init_file": tmp_path / "start.safetensors", "size": 64}
+    made = run_notebook("adapt_vit", tmp_path, **start, rank=2, epochs=1, batch_size=12)
+    assert made.returncode == 0, made.stderr[-3000:]
+    file = tmp_path / "profiles/toy/weights/adapter.safetensors"
+    first = file.read_bytes()
+    go_on = lambda: run_notebook("train_vit", tmp_path, **start, adapter=file, most=5, epochs=1, batch_size=8, locate=1, cache=tmp_path / "cache")
+    went = go_on()
+    assert went.returncode == 0, went.stderr[-3000:]
+    said = json.loads((tmp_path / "run/train/vit.json").read_text())
+    assert said["init"]["adapter"]["films"] == 36 and 3 <= said["films"]["train"] <= 15 and said["outlined"] == ["FRACTURE_WRIST"]
+    assert run_notebook("adapt_vit", tmp_path, **start, rank=2, epochs=1, batch_size=12).returncode == 0 and file.read_bytes() == first, "the same seed, the same bytes"
+    table.assign(split=table.split.replace({"val": "test", "test": "val"})).to_parquet(tmp_path / "run/data/manifest.parquet")
+    refused = go_on()
+    assert refused.returncode and "other_films" in refused.stderr, "films that the adapter has seen could be test films now"

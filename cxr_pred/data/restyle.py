@@ -6,7 +6,7 @@
 __all__ = ['Restyle', 'moved', 'lit', 'partners', 'within', 'dressed', 'worn', 'restyle']
 
 # %% ../../nbs/data/restyle.ipynb #c004
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -71,7 +71,7 @@ def partners(
     kind: torch.Tensor,  # (N,) bool: of two kinds, limbs and others
     g: torch.Generator,
 ) -> torch.Tensor:       # (N,) int
-    "For each film another of its kind, drawn so that each is taken once."
+    "For each film one of its kind, now and then itself, drawn so that each is taken once."
     other = torch.arange(len(kind), device=kind.device)
     for k in (kind, ~kind):
         at = k.nonzero()[:, 0]
@@ -97,7 +97,7 @@ def dressed(
     g: torch.Generator,
     lowest: int = 3,     # waves across the film, the finest that is exchanged
 ) -> torch.Tensor:
-    "Films with the histogram, or the coarse light and shade, of another film of the batch."
+    "Films with the histogram, the coarse light and shade, or the rim of another film of the batch."
     n, S = len(x), x.shape[-1]
     u = lambda: torch.rand(n, 1, 1, 1, generator=g, device=x.device)
     other = lambda: partners(limb, g)

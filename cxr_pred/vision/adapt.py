@@ -7,7 +7,6 @@ __all__ = ['Batches', 'Learner', 'learning_loss', 'adapt', 'read_films', 'make_l
 
 # %% ../../nbs/vision/adapt.ipynb #c004
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -159,6 +158,8 @@ def read_films(
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16): out = learner(torch.from_numpy(np.array(films[rows[i:i + batch]]))[:, None].to(device))
         parts.append([t.float().cpu() for t in out])
     return tuple(torch.cat(t) for t in zip(*parts))
+
+
 def make_learner(
     reader: Reader,
     films: np.ndarray,   # (N, S, S) uint8

