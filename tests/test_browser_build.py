@@ -12,19 +12,23 @@ from test_api import FACTS, cat, encoded, pattern
 from test_browser import CHROMIUM, browser, fits  # noqa: F401
 
 from cxr_pred.clinic.browser import browser_page
+from cxr_pred.clinic.words import STRINGS
 from cxr_pred.core import DISCLAIMER, CxrError, SetupError, root
 from cxr_pred.data.images import decode
-from cxr_pred.data.labels import LABELS
+from cxr_pred.data.labels import CHEST, LABELS
 from cxr_pred.data.sample import plan_films, render
 from cxr_pred.language.facts import load_facts
 from cxr_pred.language.findings import template_explanation
 from cxr_pred.vision.classify import Classifier, decide
-from cxr_pred.vision.toy import toy_bundle
+from cxr_pred.vision.finding import Finding, confidence_word, is_spread, zones
+from cxr_pred.vision.toy import toy_bundle, toy_patterns
 
 ROOT = root()
 PAGE = ROOT / "deploy" / "browser"
 REAL = ROOT.parent / "shared" / "data"
 here = pytest.mark.skipif(not CHROMIUM.exists() or not (PAGE / "node_modules" / "onnxruntime-web").exists(), reason="no browser or no ONNX Runtime Web here: `make test-deps` brings both, where npm is")
+slow = pytest.mark.skipif(not os.environ.get("CXR_SLOW"), reason="minutes: make test-all")
+
 
 class Plain(SimpleHTTPRequestHandler):
     "Any static server."
@@ -85,9 +89,15 @@ def films():
     return {f"{n} {kind}": as_file(np.ascontiguousarray(ways[(n + k + k // 5) % 5](drawn[n])), kind) for n in range(10) for k, kind in enumerate(KINDS)}
 
 
+def wide():
+    "A film (448, 448) that the toy calls pneumonia for all that is bright in it: the same evidence over half of the film."
+    p = toy_patterns()[1]
+    return np.kron(np.where(p > 0, np.minimum(1, 0.3 / np.maximum(p, 1e-9)), 0) * 255, np.ones((28, 28))).astype(np.uint8)
+
+
 START = """films => { window.job = (async () => { const out = []; for (const film of films) { try {
   const { film: f, square, heat, ...answer } = await reader.read(Uint8Array.from(atob(film), c => c.charCodeAt(0)));
-  out.push({ ...answer, said: reader.page.facts && explain(answer, reader.page), size: [f.width, f.height], square: square && btoa(String.fromCharCode(...square.subarray(0, 25088))) + btoa(String.fromCharCode(...square.subarray(25088))), heat: heat && Array.from(heat) });
+  out.push({ ...answer, said: reader.page.facts && explain(answer, reader.page), size: [f.width, f.height], square: square && btoa(Array.from(square, v => String.fromCharCode(v)).join('')), heat: heat && Array.from(heat) });
 } catch (e) { out.push({ error: e.code ?? String(e.stack) }); } } return out; })(); }"""
 
 
@@ -114,38 +124,61 @@ def read_here(classifier, files):
     return [(film, classifier.classify(film)) for film in films]
 
 
-def compared(said, film, r, classifier, facts=None):
-    "One film read by both: what must be equal is; how far the probabilities lie apart, None without any."
+def compared(said, film, r, classifier, facts=None, rounds=False):
+    """One film read by both: what must be equal is; how far the probabilities lie apart, None without any.
+    A network that rounds gives two maps; then the place must be what the server's rule makes of the browser's map, and how far the maps lie apart is for the caller."""
     assert tuple(said["size"]) == film.size
     if r.ood is None: return None
-    square = np.frombuffer(base64.b64decode(said["square"][:33452]) + base64.b64decode(said["square"][33452:]), np.uint8)
+    square = np.frombuffer(base64.b64decode(said["square"]), np.uint8)
     assert np.array_equal(square, classifier.prepare(film.pixels).ravel()), "the prepared film is the same, to the last grey level"
     if not (r.finding and said.get("finding")): return None
-    if (r.status, r.reason_code, r.finding.label, r.finding.prediction_set, r.finding.zones) == (said["status"], said["reason_code"], *(said["finding"][k] for k in ("label", "prediction_set", "zones"))):
-        if facts and abs(r.finding.probability - said["finding"]["probability"]) < 1e-5:
-            e = template_explanation(r.status, r.reason_code, r.finding, facts)
-            assert (e.summary, e.details, e.next_steps, e.urgency) == tuple(said["said"][k] for k in ("summary", "details", "next_steps", "urgency"))
-    assert [q for q in r.finding.quality_flags if q != "burnt_in_text"] == said["finding"]["quality_flags"]
-    return max(abs(p - said["finding"]["probabilities"][l]) for l, p in r.finding.probabilities.items())
+    found = Finding.model_validate(said["finding"])
+    same, heat = (r.status, r.finding.label) == (said["status"], found.label), np.reshape(np.float32(said["heat"]), r.heat.shape) if rounds else r.heat
+    if rounds or same: assert (found.zones, said["spread"]) == (zones(heat, found.label), is_spread(heat)), f"places of {said['status']} {found.label}"
+    if facts:
+        e = template_explanation(said["status"], said["reason_code"], found, facts)
+        assert (e.summary, e.details, e.next_steps, e.urgency) == tuple(said["said"][k] for k in ("summary", "details", "next_steps", "urgency"))
+    assert [q for q in r.finding.quality_flags if q != "burnt_in_text"] == found.quality_flags
+    return max(abs(p - found.probabilities[l]) for l, p in r.finding.probabilities.items())
 
 
 @here
 @pytest.mark.timeout(300)
 def test_a_hundred_films_without_rounding(browser, films, tmp_path):
     "The toy's network does not round, so that everything but it must agree: decoder, preparation, rules, flags, zones, words."
-    bundle = toy_bundle(tmp_path / "bundle", FACTS)
+    bundle, films = toy_bundle(tmp_path / "bundle", FACTS), films | {"wide": encoded(wide())}
     classifier, facts, seen = Classifier(bundle), load_facts(FACTS), set()
     with reader(browser, bundle, tmp_path / "page") as read:
         wait, ours = read(films.values()), read_here(classifier, films.values())
         answers = wait()
     for name, (film, r), said in zip(films, ours, answers):
         apart = compared(said, film, r, classifier, facts)
-        seen.add(r.reason_code)
         assert (said["status"], said["reason_code"]) == (r.status, r.reason_code) and (apart is None or apart < 1e-5), name
         if r.finding:
             assert {k: said["finding"][k] for k in ("label", "prediction_set", "zones", "severity", "coverage", "model_version")} == {k: getattr(r.finding, k) for k in ("label", "prediction_set", "zones", "severity", "coverage", "model_version")}, name
             assert np.allclose(said["heat"], r.heat.ravel(), atol=1e-4), name
-    assert len(answers) == 100 and {"ok"} < seen
+        seen.add((r.status, bool(r.finding and r.finding.zones), said.get("spread")))
+    assert len(answers) == 101 and {("ok", True, False), ("ok", False, True)} < seen
+    assert (r.status, r.finding.label, r.finding.zones, said["spread"]) == ("ok", "PNEUMONIA", [], True), "the wide map, which is the last"
+
+
+@here
+def test_the_rules_for_the_same_numbers(browser, tmp_path):
+    "Place, spread and confidence word on maps and probabilities that no network needs to find, the borders among them."
+    rng = np.random.default_rng(0)
+    coarse, narrow = rng.normal(size=(60, 16, 16)), rng.random((60, 16, 16)) ** np.linspace(0.3, 8, 60)[:, None, None]
+    edges = [np.where(np.arange(256).reshape(16, 16) < n, level, 0.4) for n in (0, 1, 85, 86, 256) for level in (0.79, 0.8, 0.9)]   # 86 of 256 is more than a third
+    maps = np.float32([*coarse, *narrow, *edges, np.zeros((16, 16)), -np.ones((16, 16))])
+    labels, p = ["PNEUMONIA", str([l for l in LABELS if l not in CHEST][0]), "NORMAL"], [0.0, 0.4999, 0.5, 0.6999, 0.7, 0.8999, 0.9, 1.0]
+    browser_page(toy_bundle(tmp_path / "bundle", FACTS), tmp_path / "page")
+    with served(tmp_path / "page") as url:
+        page = browser.new_page()
+        page.goto(url)
+        said, words = page.evaluate("""async ([maps, labels, p]) => { const { zones, isSpread } = await import('./reader.js'), { confidenceWord } = await import('./explain.js'), page = await (await fetch('page.json')).json();
+            return [maps.map(m => [isSpread(m, page.spread), ...labels.map(l => zones(m, 16, page.chest.includes(l), l, page.spread))]), p.map(confidenceWord)]; }""", [maps.reshape(len(maps), -1).tolist(), labels, p])
+        page.close()
+    assert said == [[is_spread(m), *(zones(m, l) for l in labels)] for m in maps] and words == [confidence_word(q) for q in p]
+    assert {wide for wide, *_ in said} == {False, True} and {len(z) for _, z, *_ in said} == {0, 1, 2}
 
 
 def on_the_border(r, calibration, apart, distance):
@@ -161,32 +194,34 @@ def answer(classifier, out):
     return (*decide(p, float(out["ood"][0]), classifier.calibration), LABELS[int(p.argmax())]), p
 
 
-def check_int8(read, classifier, files):
-    """The released 8-bit network. It rounds, and another order of additions rounds otherwise: so the yardstick is the server's own network with its
-    graph optimisations off. On average the browser may be no farther from the server than twice that, and it may answer otherwise only on a border that the difference crosses."""
+def check_int8(read, classifier, files, slack=1e-3):
+    """The released network, whichever it is. One of 8 bits rounds, and another order of additions rounds otherwise: so the yardstick is the server's own network with its
+    graph optimisations off, on the same films. On average the browser may be no farther from the server than three times that, in probabilities, maps and distance, and it may
+    answer otherwise only on a border that the difference crosses."""
     off = ort.SessionOptions()
     off.graph_optimization_level, off.log_severity_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL, 3
-    other, names = ort.InferenceSession(classifier.bundle.read(classifier.engine), off, providers=["CPUExecutionProvider"]), classifier.names
-    apart, distance, own, own_distance, same, own_same, facts = [], [], [], [], 0, [], load_facts(classifier.facts_path)
+    other, facts = ort.InferenceSession(classifier.bundle.read(classifier.engine), off, providers=["CPUExecutionProvider"]), load_facts(classifier.facts_path)
+    apart, own, same, own_same, places = {k: [] for k in ("probabilities", "maps", "distance")}, {k: [] for k in ("probabilities", "maps", "distance")}, 0, 0, []
     wait, ours = read(files.values()), read_here(classifier, files.values())
-    for film, r in ours[::max(1, len(ours) // 25)]:
-        if r.ood is None: continue
-        x = classifier.prepare(film.pixels)[None]
-        one, two = classifier.outputs(x), dict(zip(names, other.run(names, {"image": x[None]})))
-        (mine, p), (its, q) = answer(classifier, one), answer(classifier, two)
-        own.append(abs(p - q).max()); own_distance.append(abs(float(one["ood"][0] - two["ood"][0]))); own_same.append(mine == its)
     for name, (film, r), said in zip(files, ours, wait()):
-        most, found = compared(said, film, r, classifier, facts), said.get("finding") or {}
-        equal = (said["status"], said["reason_code"], found.get("label")) == (r.status, r.reason_code, r.finding and str(r.finding.label))
+        most, found, label = compared(said, film, r, classifier, facts, rounds=True), said.get("finding") or {}, r.finding and str(r.finding.label)
+        equal = (said["status"], said["reason_code"], found.get("label")) == (r.status, r.reason_code, label)
         same += equal
-        if r.ood is None: assert equal, name; continue
-        distance.append(abs(said["ood"] - r.ood))
-        if most is not None: apart.append(most)
-        assert equal or on_the_border(r, classifier.calibration, most or 0, distance[-1]), f"{name}: {said['status']} {said['reason_code']}, the server says {r.status} {r.reason_code}"
-    tell = lambda n, of, p, d: f"{n} of {of} answers are the same, probabilities differ by {np.max(p):.3f} at most and {np.mean(p):.4f} on average, the distance by {np.max(d):.3f} at most"
-    print(f"\nbrowser and server: {tell(same, len(files), apart, distance)}\nserver and server without optimisations: {tell(sum(own_same), len(own_same), own, own_distance)}")
-    assert np.mean(apart) < 2 * np.mean(own) and np.mean(distance) < 2 * np.mean(own_distance) and max(apart) < .3
-    return same
+        if r.ood is None: assert equal, name; own_same += 1; continue
+        assert equal or on_the_border(r, classifier.calibration, most or 0, abs(said["ood"] - r.ood)), f"{name}: {said['status']} {said['reason_code']}, the server says {r.status} {r.reason_code}"
+        two = dict(zip(classifier.names, other.run(classifier.names, {"image": classifier.prepare(film.pixels)[None, None]})))
+        (status, reason, its), q = answer(classifier, two)
+        own_same += (status, reason, its if r.finding else None) == (r.status, r.reason_code, label)
+        apart["distance"].append(abs(said["ood"] - r.ood)); own["distance"].append(abs(float(two["ood"][0]) - r.ood))
+        if most is None: continue
+        apart["probabilities"].append(most); own["probabilities"].append(max(abs(q[LABELS.index(l)] - p) for l, p in r.finding.probabilities.items()))
+        if found["label"] != label or its != label: continue
+        places.append((r.finding.zones, is_spread(r.heat)) == (found["zones"], said["spread"]))
+        apart["maps"].append(np.abs(np.reshape(said["heat"], r.heat.shape) - r.heat).max())
+        own["maps"].append(np.abs(classifier.on_film(two["heat"][0, LABELS.index(label)], *film.size) - r.heat).max())
+    tell = lambda n, of: f"{n} of {len(files)} answers are the same; " + ", ".join(f"{k} differ by {np.mean(v):.4f} on average and {np.max(v):.3f} at most" for k, v in of.items() if v)
+    print(f"\nbrowser and server: {tell(same, apart)}; {sum(places)} of {len(places)} places are the same\nserver and server without optimisations: {tell(own_same, own)}")
+    for k in apart: assert not apart[k] or np.mean(apart[k]) < 3 * np.mean(own[k]) + slack, k
 
 
 @pytest.fixture(scope="module")
@@ -196,24 +231,33 @@ def released(browser, tmp_path_factory):
 
 
 @here
-@pytest.mark.timeout(600)
-def test_a_hundred_films_with_the_released_network(released, films):
+def test_the_released_bundle_reads_its_own_examples(released):
+    "A few films only, so that the mean says little: it is given some slack."
     read, classifier = released
-    assert check_int8(read, classifier, films) >= 80, "these drawings it does not know: one in ten lies on a border"
+    files = {n: classifier.bundle.read(n) for n in classifier.bundle.manifest["files"] if n.startswith("examples/") and n.endswith(".png")}
+    if not files: pytest.skip("the released bundle has no examples")
+    check_int8(read, classifier, files, slack=.03)
 
 
 @here
+@slow
+@pytest.mark.timeout(900)
+def test_a_hundred_films_with_the_released_network(released, films): check_int8(*released, films)
+
+
+@here
+@slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(not (REAL / "manifest.csv").exists(), reason="no real films beside the project")
 def test_real_films_with_the_released_network(released):
-    read, classifier = released
     paths = sorted(p for p in REAL.rglob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg") and "mask" not in str(p.relative_to(REAL)).lower() and p.stat().st_size < 1_000_000)
     random.Random(0).shuffle(paths)
     files = {}
     for p in paths:
         try: decode(p.read_bytes()); files[p.name] = p.read_bytes()
         except CxrError: continue
-        if len(files) == (100 if os.environ.get("CXR_SLOW") else 25): break
-    assert check_int8(read, classifier, files) >= .96 * len(files)
+        if len(files) == 100: break
+    check_int8(*released, files)
 
 
 @here
@@ -293,6 +337,20 @@ def test_the_page(page):
     choose(page, "cat.jpg", encoded(cat(), "JPEG"))
     answer = card(page, "rejected")
     assert answer.locator("h2").inner_text() == "It did not read this picture" and answer.locator(".bar").count() == answer.locator("img.over").count() == 0 and fits(page)
+
+
+@here
+def test_a_spread_map_names_no_zone_and_colours_nothing(page):
+    choose(page, "film.png", encoded(wide()))
+    answer = card(page, "ok")
+    assert answer.get_attribute("data-label") == "PNEUMONIA" and answer.locator("img").count() == 1 and answer.locator("img.over, input[type=range]").count() == 0 and fits(page)
+    text = answer.inner_text()
+    assert answer.locator("dd").first.inner_text() == STRINGS["zones_spread"] and f"{STRINGS['film']}. {STRINGS['heat_spread']}" in text
+    assert STRINGS["heat_note"] not in text and "looked mostly" not in text and "signs of pneumonia" in text
+    choose(page, "film.png", encoded(pattern()))
+    page.wait_for_selector("#answer img.over", timeout=30_000)
+    text = page.locator("#answer .cxr").inner_text()
+    assert STRINGS["zones_spread"] not in text and STRINGS["heat_spread"] not in text and "looked mostly" in text
 
 
 @here

@@ -19,6 +19,7 @@ from ..data.quality import BLANK_RANGE, CHEST_16, COLOUR_TRACE
 from ..language import findings
 from ..language.facts import LINES, load_facts
 from ..vision.classify import HEAT_COLOURS, Bundle, load_bundle
+from ..vision.finding import SPREAD
 
 # %% ../../nbs/clinic/browser.ipynb #b005
 OWN = {
@@ -57,7 +58,7 @@ def page_data(b: Bundle) -> dict:
     facts = page_facts(load_facts(b.path / "facts.yaml")) if "facts.yaml" in b.manifest["files"] else None
     return {"version": b.manifest["version"], "bundle": b.hash, "engine": engine, "names": NAMES, "chest": list(CHEST), "words": STRINGS, "own": OWN,
             "knows": {"chest": [NAMES[l] for l in CHEST if l != "NORMAL"] + [STRINGS["knows_none"]], "limb": [NAMES[l] for l in LIMB]},
-            "heat_colours": HEAT_COLOURS.tolist(), "quality": {"chest": CHEST_16.tolist(), "blank_range": BLANK_RANGE, "colour_trace": COLOUR_TRACE}, "facts": facts, "said": sentences()}
+            "heat_colours": HEAT_COLOURS.tolist(), "spread": SPREAD, "quality": {"chest": CHEST_16.tolist(), "blank_range": BLANK_RANGE, "colour_trace": COLOUR_TRACE}, "facts": facts, "said": sentences()}
 
 # %% ../../nbs/clinic/browser.ipynb #b011
 RUNTIME = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")  # of onnxruntime-web

@@ -71,12 +71,15 @@ function setSentence({ label, prediction_set: kept, coverage }) {
   return fill(others.length ? S.set_many : S.set_one, { coverage: Math.round(100 * coverage), names: others.join(', ') });
 }
 
-async function pictures({ film, status, finding, heat, side }) {
+const placeWords = ({ finding, spread }) => spread ? S.zones_spread : finding.zones.join(', ') || S.zones_none;
+
+async function pictures(answer) {
+  const { film, status, finding, spread, heat, side } = answer, ok = status === 'ok';
   const whole = within(canvasOf(film.pixels, film.width, film.height, v => [v, v, v, 255])), src = await blobOf(whole), what = S[status === 'rejected' ? 'picture' : 'film'];
   const stack = (...inside) => make('div', { className: 'stack' }, inside);
-  const plain = make('figure', { className: 'plain' }, stack(make('img', { src, alt: what })), make('figcaption', { textContent: what }));
-  if (status !== 'ok') return make('div', { className: 'pictures single' }, plain);
-  const over = make('img', { className: 'over', src: await blobOf(await heatPicture(heat, side, whole.width, whole.height)), alt: `${S.heat}: ${finding.zones.join(', ') || S.zones_none}` });
+  const plain = make('figure', { className: 'plain' }, stack(make('img', { src, alt: what })), make('figcaption', { textContent: ok && spread ? `${what}. ${S.heat_spread}` : what }));
+  if (!ok || spread) return make('div', { className: 'pictures single' }, plain);
+  const over = make('img', { className: 'over', src: await blobOf(await heatPicture(heat, side, whole.width, whole.height)), alt: `${S.heat}: ${placeWords(answer)}` });
   const slider = make('input', { type: 'range', min: 0, max: 100, value: 100, ariaLabel: S.opacity });
   const figure = make('figure', {}, stack(make('img', { src, alt: '' }), over), make('label', { className: 'slider' }, S.opacity, slider),
     make('figcaption', { textContent: `${S.heat}. ${S[page.chest.includes(finding.label) ? 'heat_note' : 'heat_note_limb']}` }));
@@ -94,12 +97,12 @@ async function answerCard(answer) {
     make('div', { className: 'top' }, make('h2', { textContent: ok ? names[f.label] : S.headline[status] }), said && (ok || said.urgency !== 'routine') && make('span', { className: `chip ${said.urgency}`, textContent: S.urgency[said.urgency] })),
     ok ? make('p', { className: 'sure', textContent: fill(S.confidence_line, { word: confidenceWord(f.probability).replace(/^./, c => c.toUpperCase()), percent: percent(f.probability) }) }) : !said && make('p', { className: 'sure', textContent: S.reason[reason_code] }),
     ok && make('p', { className: 'soft', textContent: setSentence(f) }),
-    make('div', { className: ok ? 'grid' : 'grid alone' }, make('section', { className: 'pic' }, await pictures(answer)),
+    make('div', { className: ok && !answer.spread ? 'grid' : 'grid alone' }, make('section', { className: 'pic' }, await pictures(answer)),
       said && make('section', { className: 'text' }, make('h3', { textContent: S.explanation }), make('p', { textContent: said.summary }), make('p', { textContent: said.details }),
         make('h3', { style: { 'margin-top': '1rem' }, textContent: S.next_steps }), make('ul', {}, said.next_steps.map(t => make('li', { textContent: t }))), make('p', { className: 'soft', textContent: S.source.template })),
       bars && make('section', { className: 'bars' }, bars),
       (ok || flags.length > 0) && make('section', { className: 'about' }, make('h3', { textContent: S.quality }),
-        ok && make('dl', {}, make('dt', { textContent: S.zones }), make('dd', { textContent: f.zones.join(', ') || S.zones_none }), make('dt', { textContent: S.severity }), make('dd', { textContent: S.severities[f.severity] })),
+        ok && make('dl', {}, make('dt', { textContent: S.zones }), make('dd', { textContent: placeWords(answer) }), make('dt', { textContent: S.severity }), make('dd', { textContent: S.severities[f.severity] })),
         flags.length > 0 && make('ul', {}, flags.map(q => make('li', { textContent: S.flags[q] }))))),
     make('p', { className: 'end' }, make('span', { textContent: `${S.model} ${page.version}` }), ms && make('span', { textContent: fill(S.time, { ms: Math.round(ms) }) })));
 }

@@ -60,10 +60,10 @@ export class Reader {
     const heat = heatOnFilm(out.heat.data.slice(top * n, (top + 1) * n), rows, filmBox(film.width, film.height, preprocessing.size, preprocessing.resize), preprocessing.size);
     const finding = {
       label, probability: p[top], probabilities: Object.fromEntries(labels.map((l, i) => [l, p[i]])), prediction_set: predictionSet(p, c.conformal.qhat, labels), coverage: c.conformal.coverage,
-      severity: severity(out.severity?.data, label, c), zones: zones(heat, rows, this.page.chest.includes(label), label), quality_flags: qualityFlags(film, counts, small, quality),
+      severity: severity(out.severity?.data, label, c), zones: zones(heat, rows, this.page.chest.includes(label), label, this.page.spread), quality_flags: qualityFlags(film, counts, small, quality),
       ood_score: ood, ood_threshold: c.ood.threshold, model_version: this.page.version,
     };
-    return { status, reason_code, finding, heat, side: rows, ood, timings, film, square };
+    return { status, reason_code, finding, spread: isSpread(heat, this.page.spread), heat, side: rows, ood, timings, film, square };
   }
 }
 
@@ -94,10 +94,15 @@ function severity(logits, label, c) {
 // as NumPy's array_split: the first parts are the longer ones
 const split = (n, parts) => Array.from({ length: parts }, (_, i) => { const start = i * Math.floor(n / parts) + Math.min(i, n % parts); return [start, start + Math.floor(n / parts) + (i < n % parts)]; });
 
-export function zones(heat, side, chest, label) {
-  const most = Math.max(...heat);
-  if (label === 'NORMAL' || most <= 0) return [];
-  const sum = ([top, bottom], [left, right]) => { let s = 0; for (let y = top; y < bottom; y++) for (let x = left; x < right; x++) s += heat[y * side + x] >= 0.5 * most ? heat[y * side + x] : 0; return s; };
+const hotPart = heat => { const most = Math.max(...heat); return Array.from(heat, v => v > 0 && v >= 0.5 * most); };
+
+// a hot part that covers more than the share `most` of the film is no place
+export const isSpread = (heat, most) => hotPart(heat).filter(Boolean).length / heat.length > most;
+
+export function zones(heat, side, chest, label, most) {
+  const hot = hotPart(heat);
+  if (label === 'NORMAL' || !hot.includes(true) || isSpread(heat, most)) return [];
+  const sum = ([top, bottom], [left, right]) => { let s = 0; for (let y = top; y < bottom; y++) for (let x = left; x < right; x++) s += hot[y * side + x] ? heat[y * side + x] : 0; return s; };
   const heights = ['upper', 'middle', 'lower'], rows = split(side, 3), columns = split(side, 2);
   const cells = heights.flatMap((height, r) => chest ? ['right', 'left'].map((s, c) => [`${s} ${height} zone`, sum(rows[r], columns[c])]) : [[`${height} third of the film`, sum(rows[r], [0, side])]]);
   const ranked = cells.sort((a, b) => b[1] - a[1]);
