@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 cfg = ConfigParser(delimiters=["="])
 cfg.read("settings.ini", encoding="utf-8")
 cfg = cfg["DEFAULT"]
-train, llm, ops, dev = (cfg[f"{k}_requirements"].split() for k in ("train", "llm", "ops", "dev"))
+train, llm, clinic, ops, dev = (cfg[f"{k}_requirements"].split() for k in ("train", "llm", "clinic", "ops", "dev"))
 
 setup(
     name=cfg["lib_name"],
@@ -24,7 +24,7 @@ setup(
     packages=find_packages(include=["cxr_pred", "cxr_pred.*"]),
     package_data={"cxr_pred": ["**/*.yaml", "**/*.html", "**/*.css"]},
     install_requires=cfg["requirements"].split(),
-    extras_require={"train": train, "llm": llm, "ops": ops, "dev": train + llm + ops + dev},
+    extras_require={"train": train, "llm": llm, "clinic": clinic, "ops": ops, "dev": train + llm + clinic + ops + dev},
     entry_points={"console_scripts": cfg["console_scripts"].split()},
     zip_safe=False,
 )
