@@ -8,7 +8,7 @@ __all__ = ['bearer', 'PRIVATE', 'CAN_FAIL', 'DOCS', 'Problem', 'problem', 'publi
            'add_operations', 'create_app', 'bound', 'serve']
 
 # %% ../../nbs/clinic/api.ipynb #c002
-import asyncio, os, socket, tempfile, time
+import asyncio, json, os, socket, tempfile, time
 from collections.abc import Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -155,11 +155,18 @@ async def explanation_events(
     every_s: float = 0.2,     # how often the store is asked
     give_up_s: float = 300,
 ):
-    "Yield `pending` about once a second, then `explanation`, or `late` after `give_up_s`."
+    "Yield `pending` about once a second and each `sentence` once it has passed the check (`again`: those so far are void), then `explanation`, or `late` after `give_up_s`."
     start = told = time.monotonic()
+    said = []
     while True:
         report = await anyio.to_thread.run_sync(room.report, study_id)
         if report.explanation: yield sent_event("explanation", report.explanation.model_dump_json()); return
+        heard = [*room.heard.get(study_id, [])]
+        if heard[:len(said)] != said:
+            said = []
+            yield sent_event("again", "{}")
+        for sentence in heard[len(said):]: yield sent_event("sentence", json.dumps(sentence))
+        said = heard
         waited = time.monotonic() - start
         if waited > give_up_s: yield sent_event("late", f'{{"waited_s": {waited:.1f}}}'); return
         if told == start or time.monotonic() - told >= 1:

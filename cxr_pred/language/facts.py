@@ -9,13 +9,13 @@ __all__ = ['MEDICINE', 'URGENCIES', 'LINES', 'NO_ANSWERS', 'entry_problems', 'fa
 # %% ../../nbs/language/facts.ipynb #c002
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
 from ..core import SetupError
 from ..data.labels import LABELS
-from ..vision.finding import Finding
+from .case import Case, Symptom
 
 # %% ../../nbs/language/facts.ipynb #c004
 MEDICINE = re.compile(r"\b(antibiotics?|antivirals?|paracetamol|acetaminophen|ibuprofen|aspirin|naproxen|codeine|morphine|opioids?|tramadol|diclofenac|"
@@ -39,11 +39,11 @@ def entry_problems(
     "What is wrong with one section of the file, in words."
     out = [f"{name}: no {kind}" for kind in required if not entry.get(kind)]
     if entry.get("urgency") not in URGENCIES: out.append(f"{name}: urgency must be one of {', '.join(URGENCIES)}")
-    for kind in LINES:
-        for line in entry.get(kind) or []:
-            if set(line) != {"text", "source"}: out.append(f"{name}.{kind}: a line holds text and source"); continue
-            if line["source"] not in sources: out.append(f"{name}.{kind}: unknown source {line['source']!r}")
-            if m := MEDICINE.search(line["text"]): out.append(f"{name}.{kind}: names a medicine or treatment ({m[0]})")
+    lines = [(kind, line) for part in (entry, entry.get("children") or {}) for kind in LINES for line in part.get(kind) or []]
+    for kind, line in lines:
+        if set(line) != {"text", "source"}: out.append(f"{name}.{kind}: a line holds text and source"); continue
+        if line["source"] not in sources: out.append(f"{name}.{kind}: unknown source {line['source']!r}")
+        if m := MEDICINE.search(line["text"]): out.append(f"{name}.{kind}: names a medicine or treatment ({m[0]})")
     return out
 
 
@@ -56,6 +56,10 @@ def facts_problems(facts: dict) -> list[str]:
         out += entry_problems(name, e, ("name", *need), sources)
     for level in ("soon", "urgent"):
         out += entry_problems("escalation", {"urgency": level, "next_steps": (facts.get("escalation") or {}).get(level)}, ("next_steps",), sources)
+    for level in URGENCIES:
+        out += entry_problems("clinicians", {"urgency": level, "next_steps": (facts.get("clinicians") or {}).get(level)}, ("next_steps",), sources)
+    floors = facts.get("symptom_floor") or {}
+    out += [f"symptom_floor: {s}: {level}" for s, level in floors.items() if s not in get_args(Symptom) or level not in URGENCIES]
     for name, e in other.items(): out += entry_problems(name, e, ("what_it_is", "next_steps", "urgent_signs"), sources)
     return out
 
@@ -72,13 +76,12 @@ def load_facts(
 # %% ../../nbs/language/facts.ipynb #c012
 def entry(
     facts: dict,
-    status: str,             # ok, abstained or rejected
-    reason_code: str,        # see ReasonCode
-    finding: Finding | None,
+    case: Case,
 ) -> dict:
-    "The section of the facts that an explanation of this answer stands on."
-    if status == "ok" and finding is not None: return facts["classes"][str(finding.label)]
-    return facts["no_answer"][reason_code if reason_code in NO_ANSWERS else "low_confidence"]
+    "The section of the facts that an explanation of this answer stands on; for a child with the children's lines in place of the adults'."
+    if case.answered is None: found = facts["no_answer"][case.reason_code if case.reason_code in NO_ANSWERS else "low_confidence"]
+    else: found = facts["classes"][str(case.answered.label)]
+    return found | (found.get("children") or {}) if case.age_group == "child" else found
 
 
 def texts(
@@ -91,24 +94,20 @@ def texts(
 # %% ../../nbs/language/facts.ipynb #c015
 def urgency(
     facts: dict,
-    status: str,
-    reason_code: str,
-    finding: Finding | None,
+    case: Case,
 ) -> str:
-    "Routine, soon or urgent: the highest of the class, the prediction set and the severity's floor."
-    found = [entry(facts, status, reason_code, finding)["urgency"]]
-    if status == "ok" and finding is not None:
-        found += [facts["classes"][str(l)]["urgency"] for l in finding.prediction_set] + [facts["severity_floor"][finding.severity]]
+    "Routine, soon or urgent: the highest of the class, the prediction set, the severity's floor and the symptoms'."
+    found = [entry(facts, case)["urgency"], *(facts["symptom_floor"].get(s, "routine") for s in case.symptoms)]
+    if f := case.answered: found += [facts["classes"][str(l)]["urgency"] for l in f.prediction_set] + [facts["severity_floor"][f.severity]]
     return max(found, key=URGENCIES.index)
 
 # %% ../../nbs/language/facts.ipynb #c018
 def next_steps(
     facts: dict,
-    status: str,
-    reason_code: str,
-    finding: Finding | None,
+    case: Case,
 ) -> list[str]:
-    "What to do next, in the words of the facts; the first step is the escalation's where the rule is above the class."
-    found, level = entry(facts, status, reason_code, finding), urgency(facts, status, reason_code, finding)
+    "What to do next, in the words of the facts; the first step is the escalation's where the rule is above the class. A clinician's are those of the urgency."
+    found, level = entry(facts, case), urgency(facts, case)
+    if case.reader == "clinician": return [line["text"] for line in facts["clinicians"][level]]
     steps = texts(found, "next_steps")
     return [facts["escalation"][level][0]["text"], *steps[1:]] if level != found["urgency"] else steps

@@ -5,17 +5,19 @@
 # %% auto #0
 __all__ = ['BREAK', 'CONDITIONS', 'PARTS', 'CHEST_WORDS', 'UNKNOWN', 'CONDITION', 'PART', 'OPEN', 'HARMLESS_NO', 'NO', 'REASSURE',
            'NORMAL_SAID', 'SIDE', 'HEIGHT', 'HEIGHTS', 'PAIR', 'BOTH', 'SEVERITY', 'SURE', 'HARMLESS_SURE', 'LIKELY',
-           'SAME_WORD', 'NUMBER', 'WAIT', 'CUES', 'TOO_SLOW', 'LEAK', 'STRANGE', 'sentences', 'plain', 'trusted',
-           'word', 'named', 'condition_problems', 'negation_problems', 'zone_problems', 'degree_problems',
-           'urgency_problems', 'form_problems', 'missing_problems', 'check']
+           'SAME_WORD', 'NUMBER', 'THEIRS', 'WAIT', 'CUES', 'TOO_SLOW', 'LEAK', 'STRANGE', 'sentences', 'plain',
+           'trusted', 'word', 'named', 'condition_problems', 'negation_problems', 'zone_problems', 'degree_problems',
+           'without_named', 'symptom_problems', 'slow_problems', 'urgency_problems', 'form_problems',
+           'missing_problems', 'sentence_problems', 'check']
 
 # %% ../../nbs/language/verify.ipynb #c002
 import re
 from collections.abc import Iterable, Iterator
 
 from ..data.labels import CHEST, LABELS
+from .case import FOUND, Case
 from .facts import MEDICINE, URGENCIES, entry, texts, urgency
-from .findings import Explanation, known_zones
+from .findings import SAID, Explanation, known_zones, named_symptoms, percent
 from ..vision.finding import Finding, confidence_word
 
 # %% ../../nbs/language/verify.ipynb #c004
@@ -31,12 +33,12 @@ def plain(sentence: str) -> str:
 
 def trusted(
     facts: dict,
-    status: str,
-    finding: Finding | None,
+    case: Case,
 ) -> set[str]:
-    "The sentences that the facts offer for this answer, in plain form; for no answer those of every reason."
-    found = [entry(facts, status, "ok", finding)] if status == "ok" and finding is not None else facts["no_answer"].values()
-    lines = [t for e in found for t in texts(e)] + [l["text"] for level in facts["escalation"].values() for l in level]
+    "The sentences that the facts offer for this answer and reader, in plain form; for no answer those of every reason."
+    found = [entry(facts, case)] if case.answered else facts["no_answer"].values()
+    offered = facts["clinicians" if case.reader == "clinician" else "escalation"]
+    lines = [t for e in found for t in texts(e)] + [l["text"] for level in offered.values() for l in level]
     return {plain(s) for t in lines for s in sentences(t)}
 
 # %% ../../nbs/language/verify.ipynb #c007
@@ -85,7 +87,7 @@ def condition_problems(
         if (m := word(r"arms?|hands?|bones?|limbs?").search(s)) and (chest or not finding): yield f"condition: {m[0]} in {s!r}"
 
 # %% ../../nbs/language/verify.ipynb #c010
-HARMLESS_NO = re.compile(r"can(?:not|'t| not) (?:be )?(?:rule[d]? out|tell|confirm|replace)|not (?:a|the) (?:final )?diagnosis|not ideal|not (?:a )?certain\w*|not (?:the|a) (?:last|final) word|(?:does|do) not replace|not only|not wait|not delay", re.I)
+HARMLESS_NO = re.compile(r"(?:does |do )?not (?:be )?ruled? out|can(?:not|'t| not) (?:be )?(?:rule[d]? out|tell|confirm|replace)|not (?:a|the) (?:final )?diagnosis|not ideal|not (?:a )?certain\w*|not (?:the|a) (?:last|final) word|(?:does|do) not replace|not only|not wait|not delay", re.I)
 NO = word(r"no|not|none|never|without|n't|isn't|aren't|doesn't|don't|wasn't|nothing|neither|nor|absen\w+|negative|unlikely|free of|free from|rules? out|ruled out|excluded?s?|unbroken|intact|healed")
 REASSURE = word(r"healthy|all clear|in the clear|looks? (?:normal|fine|good|clear|ok|okay)|(?:is|are|be) (?:normal|fine|good|clear|ok|okay|harmless)|nothing (?:wrong|to worry)|no (?:problem|worries|worry|concern|disease|illness|finding|fracture|break|broken|sign|signs|infection|need)|(?:do|need) not worry|don't worry|good news|false alarm")
 NORMAL_SAID = re.compile(r"none of the lung illnesses it knows|no finding among those it knows|none of them stands out", re.I)
@@ -144,7 +146,7 @@ def degree_problems(
     "Severity, confidence, certainty and numbers that the finding does not give."
     severity = finding.severity if finding else "unknown"
     confidence = confidence_word(finding.probability) if finding else ""
-    numbers = {str(min(99, round(100 * finding.probability))), str(round(100 * finding.coverage))} if finding else set()
+    numbers = {str(percent(finding.probability)), str(percent(finding.coverage))} if finding else set()
     if any(" third " in z for z in (known_zones(finding) if finding else [])): numbers.add("third")
     for s in said:
         for name, pattern in SEVERITY.items():
@@ -156,9 +158,43 @@ def degree_problems(
             if n.lower() not in numbers: yield f"number: {n} in {s!r}"
 
 # %% ../../nbs/language/verify.ipynb #c019
+THEIRS = word(r"you|your|you've|patient|patient's")
+
+
+def without_named(
+    said: Iterable[str],
+    case: Case,
+) -> list[str]:
+    "The sentences without the symptoms that the patient named."
+    told = named_symptoms(case)
+    return [s.replace(told, "it") if told and told in s and "named" in s.lower() else s for s in said]
+
+
+def symptom_problems(
+    said: Iterable[str],
+    case: Case,
+) -> Iterator[str]:
+    "Symptoms spoken of as the patient's own that nobody named."
+    for s in without_named(said, case):
+        if not THEIRS.search(s): continue
+        for name, pattern in FOUND.items():
+            if (m := pattern.search(plain(s))) and name not in case.symptoms: yield f"symptom: {m[0]} in {s!r}"
+
+# %% ../../nbs/language/verify.ipynb #c022
 WAIT = word(r"no (?:need|reason|rush|hurry)|(?:do|does|need|should) not (?:need|have|see|call|go|worry)|don't (?:need|have|see|call|go|worry)|needn't|can wait|wait and see|wait (?:a|until|for) (?:few|some|next)|not (?:urgent|an emergency|serious|dangerous)|nothing to worry|ignore|stay (?:at )?home and wait|no (?:doctor|follow)|whenever you|when you have time|at your leisure|next (?:week|month|year)|(?:few|some|several|coming) (?:days|weeks|months)|in a (?:week|month|while)|go away by itself|on its own|without (?:seeing )?a doctor|cure yourself|treat (?:it|this) yourself|at home")
-CUES = {"routine": word(r"doctors?|radiologists?|nurses?|clinics?|files?|try"), "soon": word(r"today|tomorrow|a day or two|next day|soon|now|at once|urgent\w*|emergency"), "urgent": word(r"now|today|at once|immediately|right away|straight away|urgent\w*|emergency")}
+CUES = {"routine": word(r"routine|doctors?|radiologists?|nurses?|clinics?|files?|try"), "soon": word(r"today|tomorrow|a day or two|next day|soon|now|at once|urgent\w*|emergency"), "urgent": word(r"now|today|at once|immediately|right away|straight away|urgent\w*|emergency")}
 TOO_SLOW = {"routine": (), "soon": (), "urgent": (word(r"tomorrow|day or two|next day|soon"),)}
+
+
+def slow_problems(
+    said: Iterable[str],
+    rule: str,        # from `urgency`
+) -> Iterator[str]:
+    "Advice that is slower than the rule."
+    for s in said:
+        if m := WAIT.search(s.replace("do not wait for this page", "")): yield f"urgency: {m[0]} in {s!r}"
+        for p in TOO_SLOW[rule]:
+            if m := p.search(s): yield f"urgency: {m[0]} in {s!r}"
 
 
 def urgency_problems(
@@ -166,15 +202,11 @@ def urgency_problems(
     rule: str,        # from `urgency`
     steps: list[str], # next steps without the emergency signs that are always added
 ) -> Iterator[str]:
-    "Advice that is slower than the rule, or missing."
+    "An urgency below the rule, or steps that do not say how soon."
     if URGENCIES.index(explanation.urgency) < URGENCIES.index(rule): yield f"urgency: {explanation.urgency} is below {rule}"
-    for s in sentences(explanation.text):
-        if m := WAIT.search(s.replace("do not wait for this page", "")): yield f"urgency: {m[0]} in {s!r}"
-        for p in TOO_SLOW[rule]:
-            if m := p.search(s): yield f"urgency: {m[0]} in {s!r}"
     if not any(CUES[rule].search(s) for s in steps): yield f"urgency: no step says how soon ({rule})"
 
-# %% ../../nbs/language/verify.ipynb #c022
+# %% ../../nbs/language/verify.ipynb #c025
 LEAK = re.compile(r"<\||\|>|im_start|im_end|\b(?:answer|confidence|severity|place|not ruled out|film|urgency|reason|facts|step|summary|details|next|user|assistant|system):|[A-Z]+_[A-Z]+|https?:|www\.|@|[{}\[\]#*_`\\]|language model|smollm|prompt|as an ai", re.I)
 STRANGE = re.compile(r"[^\x20-\x7e\u2018\u2019\u201c\u201d\u2013\u2014]")
 
@@ -196,13 +228,12 @@ def form_problems(
 
 def missing_problems(
     explanation: Explanation,
-    status: str,
-    finding: Finding | None,
+    case: Case,
     facts: dict,
 ) -> Iterator[str]:
-    "What has to be said and is not: the answer, what else it may be, its caveat, the emergency signs."
-    e = entry(facts, status, "ok", finding)
-    if status == "ok" and finding is not None:
+    "What has to be said and is not: the answer, what else it may be, its caveat and, to a patient, the emergency signs."
+    e, finding = entry(facts, case), case.answered
+    if finding is not None:
         own = (CONDITION | PART).get(str(finding.label))
         if own is None and not NORMAL_SAID.search(explanation.summary): yield "missing: the summary does not say that nothing it knows was found"
         if own is not None and str(finding.label) not in named(explanation.summary): yield "missing: the summary does not name the answer"
@@ -210,25 +241,31 @@ def missing_problems(
         if not LIKELY.search(explanation.summary): yield "missing: the summary does not say how likely"
         spoken = {n for t in sentences(explanation.text) if OPEN.search(t) for n in named(t)}
         for l in sorted({str(l) for l in finding.prediction_set} - {str(finding.label), "NORMAL"} - spoken): yield f"missing: it does not say that {l} cannot be ruled out"
-        for t in texts(e, "caveat", "urgent_signs"):
+        for t in texts(e, "caveat", *(["urgent_signs"] if case.reader == "patient" else [])):
             if t not in explanation.text: yield f"missing: {t[:40]!r}"
     elif not re.search(r"can't tell|cannot tell|no answer|not read", explanation.summary, re.I): yield "missing: the summary does not say that there is no answer"
 
-# %% ../../nbs/language/verify.ipynb #c025
+# %% ../../nbs/language/verify.ipynb #c028
+def sentence_problems(
+    said: Iterable[str],
+    case: Case,
+    facts: dict,
+) -> list[str]:
+    "What is wrong with single sentences, whatever else the text says: enough to stop a writer in the middle."
+    said, ok = [*said], trusted(facts, case)
+    own, finding = [s for s in said if plain(s) not in ok], case.answered
+    out, rest = [*symptom_problems(own, case)], without_named(own, case)
+    out += [*condition_problems(rest, finding), *negation_problems(rest, finding), *zone_problems(rest, finding), *degree_problems(rest, finding)]
+    return out + [*slow_problems(said, urgency(facts, case))] + [f"medicine: {m}" for s in said for m in MEDICINE.findall(s)]
+
+
 def check(
     explanation: Explanation,
-    status: str,              # ok, abstained or rejected
-    finding: Finding | None,  # None, and for abstained or rejected ignored: then nothing may be named
+    case: Case,    # an abstained or rejected one: nothing may be named
     facts: dict,
-    reason_code: str = "",    # the rule of urgency for no answer depends on it; the strictest without
 ) -> list[str]:
     "Problems as `kind: what in which sentence`; empty if the text says nothing that the finding does not."
-    answered = finding if status == "ok" else None
-    ok = trusted(facts, status, answered)
-    said = [s for part in (explanation.summary, explanation.details, *explanation.next_steps) for s in sentences(part) if plain(s) not in ok]
-    rule = urgency(facts, status, reason_code or ("ok" if status == "ok" else "blank" if status == "rejected" else "low_confidence"), answered)
-    fixed = {t for e in (*facts["classes"].values(), *facts["no_answer"].values()) for t in texts(e, "urgent_signs")}
-    out = [*condition_problems(said, answered), *negation_problems(said, answered), *zone_problems(said, answered), *degree_problems(said, answered)]
-    out += urgency_problems(explanation, rule, [s for s in explanation.next_steps if s not in fixed])
-    out += [f"medicine: {m}" for m in MEDICINE.findall(explanation.text)]
-    return out + [*form_problems(explanation), *missing_problems(explanation, status, answered, facts)]
+    said = [s for part in (explanation.summary, explanation.details, *explanation.next_steps) for s in sentences(part)]
+    fixed = {t for e in (*facts["classes"].values(), *facts["no_answer"].values()) for t in texts(e, "urgent_signs") + texts(e.get("children") or {}, "urgent_signs")}
+    steps = [s for s in explanation.next_steps if s not in fixed]
+    return [*sentence_problems(said, case, facts), *urgency_problems(explanation, urgency(facts, case), steps), *form_problems(explanation), *missing_problems(explanation, case, facts)]
