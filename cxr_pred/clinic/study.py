@@ -9,7 +9,7 @@ __all__ = ['Sex', 'Patient', 'Report', 'open_film', 'read_study', 'read_file']
 import secrets, time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from ..core import DISCLAIMER
 from ..data.dicom import OLDEST
 from ..data.images import Film, decode, read_film
-from ..language.case import Case, Reader, Symptom, age_group
+from ..language.case import Case, Reader, Symptom, age_group, known_symptoms
 from ..language.findings import Explanation
 from ..vision.classify import Classifier
 from ..vision.finding import Finding, ReasonCode, Status, is_spread
@@ -33,6 +33,11 @@ class Patient(BaseModel):
     sex: Sex | None = None
     view: str | None = None                           # from DICOM, e.g. "PA"
     symptoms: list[Symptom] = []
+
+    def with_words(self, complaint: str) -> "Patient":
+        "The same, with the symptoms that somebody's own words name; the words are forgotten."
+        named = {*self.symptoms, *known_symptoms(complaint)}
+        return self.model_copy(update={"symptoms": [s for s in get_args(Symptom) if s in named]})
 
     def filled_from(self, film: Film) -> "Patient":
         "The same, with what was not given taken from the film's own tags."

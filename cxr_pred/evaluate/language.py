@@ -29,7 +29,7 @@ def kinds_of(
 ) -> set[str]:
     "The kinds of problem that a model's text has; empty for one that passes."
     said = parse_answer(text)
-    written = assemble(said or edited_parts(text, []), case, facts, source="llm", verified=False)
+    written = assemble(said or edited_parts(text), case, facts, source="llm", verified=False)
     found = {p.split(":")[0] for p in check(written, case, facts)}
     return found if said else found | {"form"}
 

@@ -149,26 +149,26 @@ def parts(
     facts: dict,
     pick: Callable = lambda wordings: wordings[0],  # chooses one of several wordings
 ) -> dict:
-    "Summary, details and next steps in reviewed sentences, for an answer or for none."
-    e, steps, wordings = entry(facts, case), next_steps(facts, case), WORDINGS[case.reader]
+    "Summary and details in reviewed sentences, for an answer or for none."
+    e, wordings = entry(facts, case), WORDINGS[case.reader]
     if (f := case.answered) is None:
         told = [pick(wordings["symptoms"]).format(symptoms=s)] if (s := named_symptoms(case)) else []
-        return {"summary": pick(NO_LEADS["rejected" if case.status == "rejected" else "abstained"]), "details": " ".join(texts(e, "what_it_is") + told), "next_steps": steps}
+        return {"summary": pick(NO_LEADS["rejected" if case.status == "rejected" else "abstained"]), "details": " ".join(texts(e, "what_it_is") + told)}
     lead = pick(wordings["normal" if f.label == "NORMAL" else "lead"]).format(**filling(case, facts))
     known = texts(e, "what_it_is", "feels_like") if case.reader == "patient" else []
-    return {"summary": lead, "details": " ".join(known + detail_sentences(case, facts, pick) + [pick(wordings["closing"])]), "next_steps": steps}
+    return {"summary": lead, "details": " ".join(known + detail_sentences(case, facts, pick) + [pick(wordings["closing"])])}
 
 # %% ../../nbs/language/findings.ipynb #c014
 def assemble(
-    said: dict,   # summary, details, next_steps
+    said: dict,   # summary, details
     case: Case,
     facts: dict,
     **more,       # source, verified, fallback_reason
 ) -> Explanation:
-    "Add caveat, emergency signs and the rule's urgency to what a writer said."
+    "Add next steps, caveat, emergency signs and the rule's urgency to what a writer said."
     e = entry(facts, case)
     signs = texts(e, "urgent_signs") if case.reader == "patient" else []
-    return Explanation(summary=said["summary"], details=" ".join([said["details"], *texts(e, "caveat")]), next_steps=[*said["next_steps"], *signs],
+    return Explanation(summary=said["summary"], details=" ".join([said["details"], *texts(e, "caveat")]), next_steps=[*next_steps(facts, case), *signs],
                        urgency=urgency(facts, case), language=facts["language"], **more)
 
 
@@ -181,7 +181,7 @@ def template_explanation(
     return assemble(parts(case, facts), case, facts, source="template", verified=True, fallback_reason=fallback_reason)
 
 # %% ../../nbs/language/findings.ipynb #c022
-SYSTEM = "Explain this X-ray reading in plain words to the reader it is for. Use the facts and steps as they stand. Add no finding that is not listed."
+SYSTEM = "Explain this X-ray reading in plain words to the reader it is for. Use the facts as they stand. Add no finding that is not listed."
 
 
 def finding_prompt(
@@ -194,8 +194,7 @@ def finding_prompt(
     lines = [("reader", "clinician" if clinician else ""), ("answer", fill["name"]), ("confidence", fill["word"] + (f", {fill['percent']} %" if clinician else "")),
              ("facts", "" if clinician else " ".join(texts(e, "what_it_is", "feels_like"))),
              ("place", fill["zones"] + ("" if clinician else fill["side"])), ("severity", fill["severity"]),
-             ("not ruled out", fill["others"] + (f", at {fill['coverage']} %" if clinician and fill["others"] else "")), ("film", fill["flags"]), ("named", fill["symptoms"]),
-             *(("step", s) for s in next_steps(facts, case))]
+             ("not ruled out", fill["others"] + (f", at {fill['coverage']} %" if clinician and fill["others"] else "")), ("film", fill["flags"]), ("named", fill["symptoms"])]
     return "\n".join(f"{k}: {v}" for k, v in lines if v)
 
 # %% ../../nbs/language/findings.ipynb #c025
@@ -204,11 +203,10 @@ class Said(BaseModel):
     model_config = ConfigDict(extra="forbid")
     summary: Annotated[str, Field(min_length=20, max_length=300)]
     details: Annotated[str, Field(min_length=40, max_length=1600)]
-    next_steps: Annotated[list[Annotated[str, Field(min_length=10, max_length=320)]], Field(min_length=1, max_length=6)]
 
 
 def write_answer(
-    said: dict,  # summary, details, next_steps
+    said: dict,  # summary, details
 ) -> str:
     "The JSON that the language model learns to write. Raises `ValueError` where it breaks the schema."
     return Said(**said).model_dump_json()
@@ -217,6 +215,6 @@ def write_answer(
 def parse_answer(
     text: str,  # what the language model wrote
 ) -> dict | None:
-    "Summary, details and next steps; None for any other form."
+    "Summary and details; None for any other form."
     try: return Said.model_validate_json(text).model_dump()
     except ValidationError: return None

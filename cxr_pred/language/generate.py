@@ -83,12 +83,13 @@ def scores_of(
 def guessed(
     ids: list[int],   # the prompt and what is written
     most: int = 8,
-    least: int = 2,   # tokens that must have occurred before
+    longest: int = 4, # tokens that should have occurred before; at least one
 ) -> list[int]:
-    "What followed the last tokens where they stood before, the latest such place first; empty if they never did."
-    tail = ids[-least:]
-    for at in range(len(ids) - least - 1, -1, -1):
-        if ids[at:at + least] == tail: return ids[at + least:at + least + most]
+    "What followed the last tokens where they stood before: as many of them as possible, the first such place; empty if they never did."
+    for n in range(longest, 0, -1):
+        tail = ids[-n:]
+        for at in range(len(ids) - n):
+            if ids[at:at + n] == tail: return ids[at + n:at + n + most]
     return []
 
 
@@ -116,7 +117,8 @@ def write_one(
             ids, left = ids + new, left - len(new)
             yield new[:-1] if ended else new
             if ended: return
-            guess = (pen.forced() or guessed(ids, look))[:look] if look else []
+            forced = pen.forced() if look else []
+            guess = [*forced, *guessed([*ids, *forced], look)][:look] if look else []
             step = torch.tensor([[new[-1], *guess]], device=device)
             hidden = trunk(step, torch.arange(len(ids) - 1, len(ids) + len(guess), device=device), len(ids) + len(guess))[0]
 
@@ -206,7 +208,7 @@ def judge(
 # %% ../../nbs/language/generate.ipynb #c018
 class Spoken(NamedTuple):
     "A sentence that passed the check."
-    part: str  # summary, details or next_steps
+    part: str  # summary or details
     text: str
 
 
@@ -220,10 +222,8 @@ def finished_sentences(
     "The sentences of it that are complete."
     try: said = from_json(text, allow_partial="trailing-strings")
     except ValueError: return []
-    whole, out = text.endswith("]}"), [Spoken(part, s) for part in ("summary", "details") for s in sentences(said.get(part, ""))]
-    steps = said.get("next_steps", [])
-    out += [Spoken("next_steps", s) for s in steps]
-    return out if whole else out[:-1]
+    out = [Spoken(part, s) for part in ("summary", "details") for s in sentences(said.get(part, ""))]
+    return out if text.endswith("}") else out[:-1]
 
 
 AGAIN = 1  # the seed of a second attempt

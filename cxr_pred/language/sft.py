@@ -16,7 +16,6 @@ import numpy as np
 from ..core import InputError, write_json
 from ..data.labels import CHEST, LABELS
 from .case import Case
-from .facts import next_steps
 from .findings import FLAGS, ZONES, assemble, finding_prompt, parse_answer, parts, write_answer
 from .verify import check, sentences
 from ..vision.finding import Finding, confidence_word
@@ -77,7 +76,7 @@ def split_of(
 
 def pair(
     case: Case,
-    said: dict,           # summary, details, next_steps
+    said: dict,           # summary, details
     facts: dict,
     origin: str,          # grammar or physician
 ) -> dict:
@@ -105,13 +104,12 @@ def grammar_pairs(
 
 # %% ../../nbs/language/sft.ipynb #c010
 def edited_parts(
-    text: str,               # a physician's explanation
-    steps: list[str],        # next steps of the facts, for a text without its own
+    text: str,  # a physician's explanation
 ) -> dict:
-    "Summary, details and next steps of a free text: its fields if it has the answer's form, else its first sentence and the rest."
+    "Summary and details of a free text: its fields if it has the answer's form, else its first sentence and the rest."
     if said := parse_answer(text): return said
     first, *rest = sentences(" ".join(text.split())) or [""]
-    return {"summary": first, "details": " ".join(rest), "next_steps": steps}
+    return {"summary": first, "details": " ".join(rest)}
 
 
 def feedback_pairs(
@@ -126,7 +124,7 @@ def feedback_pairs(
             p = round((low + high) / 2, 3)
             finding = Finding(label=r.confirmed_label, probability=p, probabilities=spread(r.confirmed_label, p, []), prediction_set=[r.confirmed_label], severity=severity)
             case = Case(finding=finding)
-            try: out.append(pair(case, edited_parts(r.edited_explanation, next_steps(facts, case)), facts, "physician")); break
+            try: out.append(pair(case, edited_parts(r.edited_explanation), facts, "physician")); break
             except (InputError, ValueError): continue
         else: refused += 1
     return out, refused
