@@ -20,7 +20,7 @@ Symptom = Literal["cough", "fever", "breathlessness", "chest pain", "coughing bl
                   "injury", "swelling", "pain on moving", "deformity", "numbness"]
 Reader = Literal["patient", "clinician"]
 AgeGroup = Literal["child", "adult"]
-CHILD_BELOW = 18  # years, as in the Convention on the Rights of the Child
+CHILD_BELOW = 16  # years, the border of NICE's guideline on fractures (NG38)
 
 
 class Case(BaseModel):

@@ -82,7 +82,7 @@ WORDINGS = {
         "others": ("It cannot rule out {others}.", "It also cannot rule out {others}, so a doctor has to decide.", "From the film alone it cannot rule out {others} either."),
         "film": ("The film is not ideal ({flags}), which makes the answer less reliable.", "Because the film is not ideal ({flags}), the answer is less reliable.", "The picture is not ideal ({flags}), so the answer is less reliable than usual."),
         "symptoms": ("You named {symptoms}: tell the doctor about that too.", "Tell the doctor that you named {symptoms}, and since when.", "The doctor should also hear about {symptoms}, which you named."),
-        "closing": ("This is a hint for a doctor, not a diagnosis.", "Only a doctor who examines you can confirm this.", "A doctor who sees you has the last word, not this reader."),
+        "closing": ("This is a hint for a doctor, not a diagnosis.", "Only a doctor who examines {whom} can confirm this.", "A doctor who sees {whom} has the last word, not this reader."),
     },
     "clinician": {
         "lead": ("The film suggests {name}, rated {word}, with a calibrated probability of {percent} %.",
@@ -105,11 +105,12 @@ SAID: dict[Symptom, str] = {"cough": "a cough", "fever": "a fever", "breathlessn
 
 
 def side_words(
-    zones: Sequence[str],  # as in the finding
+    zones: Sequence[str],      # as in the finding
+    whose: str = "your own",
 ) -> str:
     "Whose left and right it is, if a side is named."
     sides = sorted({z.split()[0] for z in zones} & {"left", "right"})
-    return "" if not sides else f" ({sides[0]} is your own {sides[0]} side)" if len(sides) == 1 else " (left and right are your own sides)"
+    return "" if not sides else f" ({sides[0]} is {whose} {sides[0]} side)" if len(sides) == 1 else f" (left and right are {whose} sides)"
 
 
 def percent(share: float) -> int:
@@ -127,9 +128,9 @@ def filling(
     facts: dict,
 ) -> dict[str, str]:
     "What can be said about a finding, by kind of statement; empty where there is nothing to say."
-    f, places, flags, others = case.answered, [*dict.fromkeys(known_zones(case.answered))], known_flags(case.answered), not_ruled_out(case.answered, facts)
+    f, child, places, flags, others = case.answered, case.age_group == "child", [*dict.fromkeys(known_zones(case.answered))], known_flags(case.answered), not_ruled_out(case.answered, facts)
     return {"name": with_article(entry(facts, case)["name"]), "word": confidence_word(f.probability), "percent": str(percent(f.probability)), "coverage": str(percent(f.coverage)),
-            "zones": joined(places) if places else "", "side": side_words(places), "severity": f.severity if f.severity in ("mild", "moderate", "severe") else "",
+            "zones": joined(places) if places else "", "side": side_words(places, "the child's own" if child else "your own"), "whom": "the child" if child else "you", "severity": f.severity if f.severity in ("mild", "moderate", "severe") else "",
             "others": joined([with_article(o) for o in others], "or") if others else "", "flags": joined(flags) if flags else "", "symptoms": named_symptoms(case)}
 
 
@@ -156,7 +157,7 @@ def parts(
         return {"summary": pick(NO_LEADS["rejected" if case.status == "rejected" else "abstained"]), "details": " ".join(texts(e, "what_it_is") + told)}
     lead = pick(wordings["normal" if f.label == "NORMAL" else "lead"]).format(**filling(case, facts))
     known = texts(e, "what_it_is", "feels_like") if case.reader == "patient" else []
-    return {"summary": lead, "details": " ".join(known + detail_sentences(case, facts, pick) + [pick(wordings["closing"])])}
+    return {"summary": lead, "details": " ".join(known + detail_sentences(case, facts, pick) + [pick(wordings["closing"]).format(**filling(case, facts))])}
 
 # %% ../../nbs/language/findings.ipynb #c014
 def assemble(
@@ -180,7 +181,7 @@ def template_explanation(
     "Explain in reviewed sentences; an honest can't-tell for abstained and rejected."
     return assemble(parts(case, facts), case, facts, source="template", verified=True, fallback_reason=fallback_reason)
 
-# %% ../../nbs/language/findings.ipynb #c022
+# %% ../../nbs/language/findings.ipynb #c024
 SYSTEM = "Explain this X-ray reading in plain words to the reader it is for. Use the facts as they stand. Add no finding that is not listed."
 
 
@@ -197,7 +198,7 @@ def finding_prompt(
              ("not ruled out", fill["others"] + (f", at {fill['coverage']} %" if clinician and fill["others"] else "")), ("film", fill["flags"]), ("named", fill["symptoms"])]
     return "\n".join(f"{k}: {v}" for k, v in lines if v)
 
-# %% ../../nbs/language/findings.ipynb #c025
+# %% ../../nbs/language/findings.ipynb #c027
 class Said(BaseModel):
     "What a language model writes: the parts of an explanation that are its own."
     model_config = ConfigDict(extra="forbid")
