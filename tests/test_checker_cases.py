@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 from cxr_pred.language.facts import entry, load_facts, texts, urgency
-from language.cases import case_explanation, case_finding, load_cases
+from language.cases import case_asked, case_explanation, load_cases
 
 FACTS = load_facts(Path(__file__).parents[1] / "nbs/language/facts.yaml")
 CASES = load_cases()
@@ -18,7 +18,7 @@ def said(case):
     return " ".join([e["summary"], e["details"], *e["next_steps"]])
 
 
-def rule(case): return urgency(FACTS, case["status"], case["reason_code"], case_finding(case))
+def rule(case): return urgency(FACTS, case_asked(case))
 
 
 def test_there_are_enough_of_each():
@@ -41,7 +41,7 @@ def test_every_case_can_be_read():
 def test_a_good_one_has_the_urgency_of_the_rule_and_the_lines_that_must_stand():
     for case in GOOD:
         e = case_explanation(case, FACTS)
-        due = texts(entry(FACTS, case["status"], case["reason_code"], case_finding(case)), "caveat", "urgent_signs")
+        due = texts(entry(FACTS, case_asked(case)), "caveat", "urgent_signs")
         assert due and (e.urgency, [line for line in due if line not in e.text]) == (rule(case), []), case["id"]
 
 

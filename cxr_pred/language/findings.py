@@ -139,9 +139,9 @@ def detail_sentences(
     facts: dict,
     pick: Callable,  # chooses one of several wordings
 ) -> list[str]:
-    "What is particular to this case: place, severity, what it cannot rule out, the film itself, what the patient named."
+    "What is particular to this case: place, severity, the film itself, what the patient named."
     fill, wordings = filling(case, facts), WORDINGS[case.reader]
-    kinds = (("zones", "place"), ("severity", "severity"), ("others", "others"), ("flags", "film"), ("symptoms", "symptoms"))
+    kinds = (("zones", "place"), ("severity", "severity"), ("flags", "film"), ("symptoms", "symptoms"))
     return [pick(wordings[kind]).format(**fill) for key, kind in kinds if fill[key]]
 
 # %% ../../nbs/language/findings.ipynb #c012
@@ -155,9 +155,10 @@ def parts(
     if (f := case.answered) is None:
         told = [pick(wordings["symptoms"]).format(symptoms=s)] if (s := named_symptoms(case)) else []
         return {"summary": pick(NO_LEADS["rejected" if case.status == "rejected" else "abstained"]), "details": " ".join(texts(e, "what_it_is") + told)}
-    lead = pick(wordings["normal" if f.label == "NORMAL" else "lead"]).format(**filling(case, facts))
-    known = texts(e, "what_it_is", "feels_like") if case.reader == "patient" else []
-    return {"summary": lead, "details": " ".join(known + detail_sentences(case, facts, pick) + [pick(wordings["closing"]).format(**filling(case, facts))])}
+    fill = filling(case, facts)
+    say = lambda kind: pick(wordings[kind]).format(**fill)
+    known = ([say("others")] if fill["others"] else []) + (texts(e, "what_it_is", "feels_like") if case.reader == "patient" else [])
+    return {"summary": say("normal" if f.label == "NORMAL" else "lead"), "details": " ".join(known + detail_sentences(case, facts, pick) + [say("closing")])}
 
 # %% ../../nbs/language/findings.ipynb #c014
 def assemble(
@@ -193,9 +194,9 @@ def finding_prompt(
     if case.answered is None: return f"answer: none\nreason: {case.reason_code.replace('_', ' ')}"
     e, fill, clinician = entry(facts, case), filling(case, facts), case.reader == "clinician"
     lines = [("reader", "clinician" if clinician else ""), ("answer", fill["name"]), ("confidence", fill["word"] + (f", {fill['percent']} %" if clinician else "")),
+             ("not ruled out", fill["others"] + (f", at {fill['coverage']} %" if clinician and fill["others"] else "")),
              ("facts", "" if clinician else " ".join(texts(e, "what_it_is", "feels_like"))),
-             ("place", fill["zones"] + ("" if clinician else fill["side"])), ("severity", fill["severity"]),
-             ("not ruled out", fill["others"] + (f", at {fill['coverage']} %" if clinician and fill["others"] else "")), ("film", fill["flags"]), ("named", fill["symptoms"])]
+             ("place", fill["zones"] + ("" if clinician else fill["side"])), ("severity", fill["severity"]), ("film", fill["flags"]), ("symptoms", fill["symptoms"])]
     return "\n".join(f"{k}: {v}" for k, v in lines if v)
 
 # %% ../../nbs/language/findings.ipynb #c027

@@ -45,7 +45,7 @@ def sample_finding(
     word = rng.choices(list(CONFIDENCES), (50, 25, 17, 8))[0]
     p = round(rng.uniform(*CONFIDENCES[word]), 3)
     kin = [l for l in LABELS if l != label and (l in CHEST) == (label in CHEST)]
-    others = rng.sample(kin, rng.choices((0, 1, 2), (70, 22, 8) if p > 0.7 else (35, 45, 20))[0])
+    others = rng.sample(kin, rng.choices((0, 1, 2), (50, 35, 15) if p > 0.7 else (25, 50, 25))[0])
     places = [] if label == "NORMAL" else rng.sample([z for z in ZONES if z.endswith("zone") == (label in CHEST)], rng.choices((0, 1, 2), (10, 55, 35))[0])
     severity = "none" if label == "NORMAL" else rng.choices(("unknown", "mild", "moderate", "severe"), (55, 15, 15, 15))[0]
     flags = rng.sample(list(FLAGS), rng.choices((0, 1, 2), (80, 16, 4))[0])
@@ -82,7 +82,7 @@ def pair(
 ) -> dict:
     "One line of the data. Raises `InputError` for a target that says more than the finding, or whose form is wrong."
     target = assemble(said, case, facts, source="llm", verified=True)
-    if problems := check(target, case, facts): raise InputError("bad_target", "; ".join(problems))
+    if problems := check(target, case, facts, closed=origin != "physician"): raise InputError("bad_target", "; ".join(problems))
     return {"case": case.model_dump(mode="json"), "prompt": finding_prompt(case, facts), "answer": write_answer(said), "origin": origin}
 
 

@@ -3,6 +3,7 @@ import json
 from pathlib import Path
 
 from cxr_pred.data.labels import LABELS
+from cxr_pred.language.case import Case
 from cxr_pred.language.facts import entry, texts
 from cxr_pred.language.findings import Explanation
 from cxr_pred.vision.finding import Finding
@@ -22,12 +23,17 @@ def case_finding(case: dict) -> Finding | None:
     return Finding(**f, probabilities={**rest, f["label"]: f["probability"]})
 
 
+def case_asked(case: dict) -> Case:
+    "What the writer was told: nothing of a child or of symptoms, in all of them."
+    return Case(status=case["status"], reason_code=case["reason_code"], finding=case_finding(case))
+
+
 def case_explanation(
     case: dict,
     facts: dict,  # as loaded: the lines that the product adds are always today's
 ) -> Explanation:
     "What a patient would read: the words of the case, and those lines of the facts that the case says were added."
-    said, e = case["explanation"], entry(facts, case["status"], case["reason_code"], case_finding(case))
+    said, e = case["explanation"], entry(facts, case_asked(case))
     lines = {kind: texts(e, kind) for kind in case["adds"]}
     return Explanation(summary=said["summary"], details=" ".join([said["details"], *lines.get("caveat", [])]), urgency=said["urgency"],
                        next_steps=[*said["next_steps"], *lines.get("urgent_signs", [])], source="llm", verified=False)
