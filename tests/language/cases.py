@@ -1,4 +1,4 @@
-"Read the checker's hand-written cases: what was said, and the answer that it was said of."
+"Read the checker's hand-written texts: what was said, and the case that it was said of."
 import json
 from pathlib import Path
 
@@ -11,18 +11,21 @@ from cxr_pred.vision.finding import Finding
 PATH = Path(__file__).parent / "checker_cases.jsonl"
 
 
-def load_cases(path: Path = PATH) -> list[dict]:
-    "All cases, in the file's order."
+def load_rows(path: Path = PATH) -> list[dict]:
+    "All texts with their verdicts, in the file's order."
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def case_finding(case: dict) -> Finding | None:
-    "The finding, with what is left of the probability spread evenly over the other nine classes; none where the reader gave no answer."
-    if (f := case["finding"]) is None: return None
-    rest = {l: (1 - f["probability"]) / (len(LABELS) - 1) for l in LABELS}
-    return Finding(**f, probabilities={**rest, f["label"]: f["probability"]})
+def row_case(row: dict) -> Case:
+    "What a writer was told; what is left of the probability is spread evenly over the other nine classes."
+    told = {k: row[k] for k in ("status", "reason_code", "reader", "age_group", "symptoms") if k in row}
+    if f := row["finding"]:
+        rest = {l: (1 - f["probability"]) / (len(LABELS) - 1) for l in LABELS}
+        told["finding"] = Finding(**f, probabilities={**rest, f["label"]: f["probability"]})
+    return Case(**told)
 
 
+<<<<<<< HEAD
 def case_asked(case: dict) -> Case:
     "What the writer was told: nothing of a child or of symptoms, in all of them."
     return Case(status=case["status"], reason_code=case["reason_code"], finding=case_finding(case))
@@ -35,5 +38,14 @@ def case_explanation(
     "What a patient would read: the words of the case, and those lines of the facts that the case says were added."
     said, e = case["explanation"], entry(facts, case_asked(case))
     lines = {kind: texts(e, kind) for kind in case["adds"]}
+=======
+def row_explanation(
+    row: dict,
+    facts: dict,  # as loaded: the lines that the product adds are always today's
+) -> Explanation:
+    "What is read in the end: the words of the row, and those lines of the facts that the row says were added."
+    said, e = row["explanation"], entry(facts, row_case(row))
+    lines = {kind: texts(e, kind) for kind in row["adds"]}
+>>>>>>> 756b5e4739c92929ec6a9bc2c7d2971fab78bad3
     return Explanation(summary=said["summary"], details=" ".join([said["details"], *lines.get("caveat", [])]), urgency=said["urgency"],
                        next_steps=[*said["next_steps"], *lines.get("urgent_signs", [])], source="llm", verified=False)
