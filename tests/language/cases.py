@@ -25,20 +25,6 @@ def row_case(row: dict) -> Case:
     return Case(**told)
 
 
-<<<<<<< HEAD
-def case_asked(case: dict) -> Case:
-    "What the writer was told: nothing of a child or of symptoms, in all of them."
-    return Case(status=case["status"], reason_code=case["reason_code"], finding=case_finding(case))
-
-
-def case_explanation(
-    case: dict,
-    facts: dict,  # as loaded: the lines that the product adds are always today's
-) -> Explanation:
-    "What a patient would read: the words of the case, and those lines of the facts that the case says were added."
-    said, e = case["explanation"], entry(facts, case_asked(case))
-    lines = {kind: texts(e, kind) for kind in case["adds"]}
-=======
 def row_explanation(
     row: dict,
     facts: dict,  # as loaded: the lines that the product adds are always today's
@@ -46,6 +32,5 @@ def row_explanation(
     "What is read in the end: the words of the row, and those lines of the facts that the row says were added."
     said, e = row["explanation"], entry(facts, row_case(row))
     lines = {kind: texts(e, kind) for kind in row["adds"]}
->>>>>>> 756b5e4739c92929ec6a9bc2c7d2971fab78bad3
     return Explanation(summary=said["summary"], details=" ".join([said["details"], *lines.get("caveat", [])]), urgency=said["urgency"],
                        next_steps=[*said["next_steps"], *lines.get("urgent_signs", [])], source="llm", verified=False)
