@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 from cxr_pred.language.facts import entry, load_facts, texts, urgency
+from cxr_pred.language.verify import check
 from language.cases import load_rows, row_case, row_explanation
 
 FACTS = load_facts(Path(__file__).parents[1] / "nbs/language/facts.yaml")
@@ -63,3 +64,9 @@ def test_no_two_texts_are_alike():
     for (i, a), (j, b) in itertools.combinations(enumerate(words), 2):
         pair = difflib.SequenceMatcher(None, a, b)
         if pair.real_quick_ratio() > 0.85 and pair.quick_ratio() > 0.85: assert pair.ratio() <= 0.85, (ROWS[i]["id"], ROWS[j]["id"])
+
+
+def test_the_checker_refuses_what_is_bad():
+    "Its precision on people's free prose is low by design, and is measured in nbs/benchmarks/checker.ipynb."
+    through = [r["id"] for r in BAD if not check(row_explanation(r, FACTS), row_case(r), FACTS)]
+    assert len(through) <= 0.01 * len(BAD), through
