@@ -11,7 +11,7 @@ STAMP := .venv/.set-up
 IS_3_11 := import sys; sys.exit(sys.version_info[:2] != (3, 11))
 PIPELINE := $(if $(filter sample,$(PROFILE)),dvc.yaml,profiles/$(PROFILE)/dvc.yaml)
 
-.PHONY: help setup run test test-all app lab release browser readme test-deps
+.PHONY: help setup run test test-all app lab release release-words browser readme test-deps
 
 help:
 	@echo "make run        set up, run the pipeline, explain one film (PROFILE=sample, or PROFILE=clinical DATA=folder)"
@@ -20,6 +20,7 @@ help:
 	@echo "make app        set up, then the page and REST on http://127.0.0.1:$(PORT)/ (PORT=)"
 	@echo "make lab        set up, then the notebooks in JupyterLab"
 	@echo "make release    copy the clinical run's bundle to models/release"
+	@echo "make release-words  give models/release the clinical run's language model and today's facts; the part that reads films stays"
 	@echo "make browser    a folder that reads films on a phone, for any web server: build/browser (needs npm; BUNDLE=folder for another bundle)"
 	@echo "make readme     write README.md from nbs/index.ipynb"
 	@echo "make test-deps  what the full test can use beside: chromium from Debian, and ONNX Runtime Web where npm is"
@@ -57,6 +58,9 @@ lab: setup
 
 release: setup
 	@$(ENV) python -m cxr_pred.vision.bundle release
+
+release-words: setup
+	@$(ENV) python -m cxr_pred.evaluate.renew
 
 # the version and its SHA-512 are in package-lock.json; the registry is npm's own setting
 RUNTIME := deploy/browser/node_modules/.package-lock.json
