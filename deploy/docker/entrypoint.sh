@@ -3,7 +3,7 @@
 set -eu
 for file in "${SECRETS_DIR:-/run/secrets}"/*; do
     [ -f "$file" ] || continue
-    name=$(basename "$file" | tr 'a-z' 'A-Z')
+    name=$(basename "$file" | tr '[:lower:]' '[:upper:]')
     case $name in
         *[!A-Z_]*) continue ;; # no name of a variable
     esac
