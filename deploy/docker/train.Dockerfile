@@ -45,7 +45,7 @@ COPY --from=install-cuda /opt/venv /opt/venv
 COPY . /opt/cxr_pred
 RUN /opt/venv/bin/python -m pip install --no-cache-dir --no-deps --no-build-isolation -e /opt/cxr_pred
 USER 10001:10001
-WORKDIR /work
+WORKDIR /srv/cxr
 HEALTHCHECK NONE
 
 FROM tools AS rocm
@@ -53,5 +53,5 @@ COPY --from=install-rocm /opt/venv /opt/venv
 COPY . /opt/cxr_pred
 RUN /opt/venv/bin/python -m pip install --no-cache-dir --no-deps --no-build-isolation -e /opt/cxr_pred
 USER 10001:10001
-WORKDIR /work
+WORKDIR /srv/cxr
 HEALTHCHECK NONE
