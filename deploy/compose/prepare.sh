@@ -8,7 +8,7 @@ cd secrets
 
 random() { [ -s "$1" ] || openssl rand -hex 24 | tr -d '\n' > "$1"; }
 for name in postgres_password cxr_database_password mlflow_database_password airflow_database_password cxr_physician_key \
-    aws_secret_access_key grafana_password elastic_password kibana_password ray_auth_token jupyter_token airflow_jwt_secret; do random "$name"; done
+    aws_secret_access_key grafana_password elastic_password kibana_password filebeat_password ray_auth_token jupyter_token airflow_jwt_secret; do random "$name"; done
 [ -s aws_access_key_id ] || printf 'cxr' > aws_access_key_id
 [ -s airflow_fernet_key ] || openssl rand -base64 32 | tr '+/' '-_' | tr -d '\n' > airflow_fernet_key
 [ -e smtp_password ] || : > smtp_password # the mail server's; empty where it wants none

@@ -200,11 +200,52 @@ resource "aws_kms_key" "data" {
   deletion_window_in_days = 30
   policy = jsonencode({
     Version = "2012-10-17"
-    Statement = [{
-      Effect    = "Allow", Action = "kms:*", Resource = "*"
-      Principal = { AWS = "arn:aws:iam::${data.aws_caller_identity.me.account_id}:root" }
-    }]
+    Statement = [
+      {
+        Effect    = "Allow"
+        Action    = "kms:*"
+        Resource  = "*"
+        Principal = { AWS = "arn:aws:iam::${data.aws_caller_identity.me.account_id}:root" }
+      },
+      {
+        Effect    = "Allow"
+        Action    = ["kms:Encrypt", "kms:Decrypt", "kms:GenerateDataKey*", "kms:DescribeKey"]
+        Resource  = "*"
+        Principal = { Service = "logs.${var.region}.amazonaws.com" }
+      },
+    ]
   })
+}
+
+# who talked to whom, kept for a year
+resource "aws_cloudwatch_log_group" "flow" {
+  name              = "${var.name}-flow"
+  retention_in_days = 365
+  kms_key_id        = aws_kms_key.data.arn
+}
+
+resource "aws_iam_role" "flow" {
+  name = "${var.name}-flow"
+  assume_role_policy = jsonencode({
+    Version   = "2012-10-17"
+    Statement = [{ Effect = "Allow", Action = "sts:AssumeRole", Principal = { Service = "vpc-flow-logs.amazonaws.com" } }]
+  })
+}
+
+resource "aws_iam_role_policy" "flow" {
+  name = "flow"
+  role = aws_iam_role.flow.id
+  policy = jsonencode({
+    Version   = "2012-10-17"
+    Statement = [{ Effect = "Allow", Action = ["logs:CreateLogStream", "logs:PutLogEvents", "logs:DescribeLogStreams"], Resource = "${aws_cloudwatch_log_group.flow.arn}:*" }]
+  })
+}
+
+resource "aws_flow_log" "private" {
+  vpc_id          = aws_vpc.private.id
+  traffic_type    = "ALL"
+  log_destination = aws_cloudwatch_log_group.flow.arn
+  iam_role_arn    = aws_iam_role.flow.arn
 }
 
 resource "aws_ebs_volume" "data" {
