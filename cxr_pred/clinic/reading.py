@@ -38,6 +38,7 @@ class Metrics:
         self.seconds = Histogram("cxr_predict_seconds", "From the file's bytes to the recorded finding", registry=r, buckets=(.025, .05, .1, .2, .3, .5, 1, 2, 5, 10))
         self.predictions = Counter("cxr_predictions", "Films answered", ["status", "label"], registry=r)
         self.rejects = Counter("cxr_rejects", "Requests refused", ["code"], registry=r)
+        self.failures = Counter("cxr_failures", "Requests that the service itself failed", ["code"], registry=r)
         self.explanations = Counter("cxr_explanations", "Explanations written", ["source"], registry=r)
         self.fallbacks = Counter("cxr_explanation_fallbacks", "Explanations that the template had to write", ["reason"], registry=r)
         self.feedback = Counter("cxr_feedback", "Physicians' answers", ["agrees"], registry=r)
