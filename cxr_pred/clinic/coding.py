@@ -25,6 +25,10 @@ class Coded:
     system: str       # SCT, DCM, UCUM or OURS
     meaning: str
     source: str = ""  # the published list that has it
+    short: str = ""   # the meaning where that is longer than the 64 characters that DICOM takes
+
+    @property
+    def brief(self) -> str: return self.short or self.meaning
 
 
 def sctid_adds_up(
@@ -45,7 +49,7 @@ FRACTURE = Coded("125605004", SCT, "Fracture of bone", "SNOMED International, te
 CLASSES: dict[str, Coded | None] = {
     "NORMAL": None,
     "PNEUMONIA": Coded("233604007", SCT, "Pneumonia", "several national lists"),
-    "COVID19": Coded("882784691000119100", SCT, "Pneumonia caused by severe acute respiratory syndrome coronavirus 2", "HL7 SANER guide, value sets of COVID-19"),
+    "COVID19": Coded("882784691000119100", SCT, "Pneumonia caused by severe acute respiratory syndrome coronavirus 2", "HL7 SANER guide, value sets of COVID-19", "Pneumonia caused by SARS-CoV-2"),
     "TUBERCULOSIS": Coded("154283005", SCT, "Pulmonary tuberculosis", "WHO's ICD-10 map, several national lists"),
     "FRACTURE_ELBOW": FRACTURE,
     "FRACTURE_FINGERS": FRACTURE,
