@@ -22,7 +22,7 @@ help:
 	@echo "make release    copy the clinical run's bundle to models/release"
 	@echo "make browser    a folder that reads films on a phone, for any web server: build/browser (needs npm; BUNDLE=folder for another bundle)"
 	@echo "make readme     write README.md from nbs/index.ipynb"
-	@echo "make test-deps  what the full test can use beside: chromium from Debian, and ONNX Runtime Web where npm is"
+	@echo "make test-deps  what the full test can use beside: chromium, dcmtk, dicom3tools and Orthanc from Debian, and ONNX Runtime Web where npm is"
 
 setup: $(STAMP)
 
@@ -70,7 +70,7 @@ browser: setup $(RUNTIME)
 
 test-deps:
 	@test "$$(id -u)" = 0 || { echo "This installs Debian packages: run it as root, or sudo make test-deps."; exit 1; }
-	apt-get update -q && apt-get install -y -q --no-install-recommends chromium
+	apt-get update -q && apt-get install -y -q --no-install-recommends chromium dcmtk dicom3tools orthanc orthanc-dicomweb
 	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(RUNTIME); else echo "There is no npm: the test of the page in the browser is left out."; fi
 
 # README.md is nbs/index.ipynb

@@ -4,18 +4,21 @@
 
 # %% auto #0
 __all__ = ['NAMESPACE', 'HEAD', 'IDENTITY', 'own_uuid', 'own_uid', 'is_uid', 'Origin', 'own_origin', 'Head', 'head_bytes',
-           'read_head', 'DicomSource', 'source_table', 'source_row', 'origin_of', 'read_before']
+           'read_head', 'film_head', 'DicomSource', 'source_table', 'content_hash', 'source_row', 'origin_of',
+           'read_before']
 
 # %% ../../nbs/clinic/origin.ipynb #c002
-import io, re, uuid, zlib
+import hashlib, io, re, uuid, zlib
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from pathlib import Path
 
 from sqlalchemy import ForeignKey, String, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from ..core import InputError
 from ..data.dicom import DEFLATED, syntax_of
+from ..data.images import kind_of
 from ..store import UTC, Base, Store, now
 
 # %% ../../nbs/clinic/origin.ipynb #c005
@@ -91,6 +94,14 @@ def read_head(
     if not all(map(is_uid, uids)): raise InputError("no_uid", "The object lacks a valid Study, Series, SOP Instance or SOP Class UID.", "Send it from a system that gives it all four.")
     return Head(Origin(*uids, re.sub(r"[^A-Z0-9_ ]", "", said.pop("Modality", ""))[:16]), syntax, said)
 
+
+def film_head(path: Path) -> Head | None:
+    "The head of a film's file; None where it is no DICOM file, or one without its UIDs."
+    with open(path, "rb") as f: data = f.read(HEAD)
+    if kind_of(data) != "DICOM": return None
+    try: return read_head(data)
+    except InputError: return None   # it was read as a film: an object that nothing can refer to
+
 # %% ../../nbs/clinic/origin.ipynb #c018
 class DicomSource(Base):
     "The object that a study's film came as."
@@ -98,9 +109,10 @@ class DicomSource(Base):
     study_id: Mapped[str] = mapped_column(ForeignKey("studies.id", ondelete="CASCADE"), primary_key=True)
     study_uid: Mapped[str] = mapped_column(String(64))
     series_uid: Mapped[str] = mapped_column(String(64))
-    sop_uid: Mapped[str] = mapped_column(String(64), index=True)
+    sop_uid: Mapped[str] = mapped_column(String(64))
     sop_class: Mapped[str] = mapped_column(String(64))
     modality: Mapped[str] = mapped_column(String(16))
+    content: Mapped[str] = mapped_column(String(64), index=True)   # keyed hash of the object
     created_at: Mapped[datetime] = mapped_column(UTC, default=now)
 
 
@@ -109,9 +121,14 @@ def source_table(store: Store) -> None:
     Base.metadata.create_all(store.engine, tables=[DicomSource.__table__])
 
 
-def source_row(study_id: str, origin: Origin) -> DicomSource:
+def content_hash(store: Store, data: bytes) -> str:
+    "The hash under which an object is known again; it means nothing without this installation's key."
+    return store.patient_hash(hashlib.sha256(data).hexdigest())
+
+
+def source_row(study_id: str, origin: Origin, content: str) -> DicomSource:
     "The row that keeps an origin."
-    return DicomSource(study_id=study_id, **asdict(origin))
+    return DicomSource(study_id=study_id, content=content, **asdict(origin))
 
 
 def origin_of(
@@ -125,7 +142,7 @@ def origin_of(
 
 def read_before(
     store: Store,
-    sop_uid: str,
+    content: str,  # from `content_hash`
 ) -> str | None:
     "The id of the latest study of an object, None where it is new."
-    with Session(store.engine) as s: return s.scalar(select(DicomSource.study_id).where(DicomSource.sop_uid == sop_uid).order_by(DicomSource.created_at.desc()).limit(1))
+    with Session(store.engine) as s: return s.scalar(select(DicomSource.study_id).where(DicomSource.content == content).order_by(DicomSource.created_at.desc()).limit(1))
