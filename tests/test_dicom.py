@@ -1,6 +1,5 @@
 "A film from a real archive to the service and its report back again, by DICOM and by DICOMweb; dcmtk as sender and receiver; faults."
-import io, json, logging, os, shutil, signal, socket, subprocess, sys, textwrap, time
-from concurrent.futures import ThreadPoolExecutor
+import io, json, logging, os, shutil, signal, socket, subprocess, sys, time
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,7 +56,7 @@ def changed(film: bytes, drop=(), **tags) -> bytes:
 def fresh(film: bytes, n: int) -> bytes: return changed(film, SOPInstanceUID=own_uid("test", str(n)))
 
 
-def until(true, seconds=60, what=""):
+def until(true, seconds=300, what=""):
     end = time.monotonic() + seconds
     while not (found := true()):
         assert time.monotonic() < end, what or "it took too long"
@@ -207,7 +206,7 @@ def serving(bundle, tmp_path):
             assert line, (tmp_path / "log").read_text()[-3000:]
             if line.startswith("X-ray reader:"): web = line.split()[2].rstrip("/")
             if line.startswith("DICOM listener:"): dicom = int(line.split(":")[2].split()[0])
-        until(lambda: ready(web), 120, "the service does not get ready")
+        until(lambda: ready(web), 400, "the service does not get ready")
         return p, web, dicom
     yield start
     for p in running:
@@ -217,12 +216,12 @@ def serving(bundle, tmp_path):
 
 
 def ready(web: str) -> bool:
-    try: return httpx.get(f"{web}/readyz", timeout=5, trust_env=False).status_code == 200
+    try: return httpx.get(f"{web}/readyz", timeout=30, trust_env=False).status_code == 200
     except httpx.HTTPError: return False
 
 
 def metric(web: str, name: str, labels: str = "") -> float:
-    for line in httpx.get(f"{web}/metrics", timeout=20, trust_env=False).text.splitlines():
+    for line in httpx.get(f"{web}/metrics", timeout=120, trust_env=False).text.splitlines():
         if line.startswith(name + (labels or " ")): return float(line.rsplit(" ", 1)[1])
     return 0.0
 
@@ -248,13 +247,30 @@ def test_dcmtk_sends_and_receives(serving, films, tmp_path):
     try:
         p, web, dicom = serving(**peer)
         assert metric(web, "cxr_dicom_results_waiting") == 3
-        until(lambda: metric(web, "cxr_dicom_results_waiting") == 0, 150, "results stay in the queue")
+        until(lambda: metric(web, "cxr_dicom_results_waiting") == 0, 400, "results stay in the queue")
     finally: receiver.kill(); receiver.wait()
     got = [pydicom.dcmread(f) for f in (tmp_path / "out").iterdir()]
     studies = {pydicom.dcmread(io.BytesIO(f)).StudyInstanceUID for f in films[:3]}
     assert {o.StudyInstanceUID for o in got if o.Modality == "SR"} == studies
     assert metric(web, "cxr_dicom_results_unnamed_total") == 3, "storescp answers no questions, and the names were gone with the first process"
     assert all(o.PatientID == "" for o in got)
+
+
+def test_the_command_line_writes_both(bundle, films, tmp_path):
+    "A DICOM film's report lies in its own study and names its patient; a PNG's report has a study of its own."
+    from PIL import Image
+    from cxr_pred.vision.toy import toy_patterns
+    p = toy_patterns()[1]
+    Image.fromarray((255 * (p - p.min()) / np.ptp(p)).astype(np.uint8)).resize((300, 340)).save(tmp_path / "film.png")
+    (tmp_path / "film.dcm").write_bytes(films[0])
+    head = pydicom.dcmread(tmp_path / "film.dcm")
+    for film in ("film.dcm", "film.png"):
+        r = subprocess.run([sys.executable, "-W", "ignore", "-m", "cxr_pred.cli", "predict", tmp_path / film, "--no-explain", "--bundle", bundle, "--sr", tmp_path / "out" / "sr.dcm", "--fhir", tmp_path / "out" / "report.json"], capture_output=True, text=True, cwd=root())
+        assert r.returncode == 0, r.stderr
+        sr, report = pydicom.dcmread(tmp_path / "out" / "sr.dcm"), json.loads((tmp_path / "out" / "report.json").read_text())
+        assert report["resourceType"] == "Bundle" and "Synthetic" not in json.dumps(report)
+        if film == "film.dcm": assert (sr.StudyInstanceUID, sr.PatientName, sr.PatientID) == (head.StudyInstanceUID, head.PatientName, head.PatientID) and head.StudyInstanceUID in json.dumps(report)
+        else: assert sr.StudyInstanceUID.startswith("2.25.") and not sr.PatientName
 
 
 # A real Orthanc, in a network of its own since it listens on every address
@@ -269,7 +285,7 @@ test_dicom.with_orthanc(*sys.argv[1:])
 
 def orthanc_settings(folder: Path, service_dicom: int, service_web: str) -> dict:
     return {"Name": "test", "StorageDirectory": str(folder / "db"), "IndexDirectory": str(folder / "db"), "HttpPort": 8042, "DicomPort": 4242, "DicomAet": "ORTHANC", "RemoteAccessAllowed": True, "AuthenticationEnabled": False,
-            "DicomAlwaysAllowEcho": True, "DicomAlwaysAllowStore": True, "DicomAlwaysAllowFind": True, "DicomCheckCalledAet": True, "Plugins": [str(PLUGIN)],
+            "DicomScuTimeout": 300, "HttpTimeout": 300, "DicomAlwaysAllowEcho": True, "DicomAlwaysAllowStore": True, "DicomAlwaysAllowFind": True, "DicomCheckCalledAet": True, "Plugins": [str(PLUGIN)],
             "DicomModalities": {"cxr": ["CXR_PRED", "127.0.0.1", service_dicom]}, "DicomWeb": {"Enable": True, "Root": "/dicom-web/", "Servers": {"cxr": {"Url": f"{service_web}/dicomweb/", "HasDelete": False}}}}
 
 
@@ -279,18 +295,18 @@ def start_orthanc(folder: Path, dicom: int, web: str):
     p = subprocess.Popen([shutil.which("Orthanc") or "orthanc", str(folder / "orthanc.json")], stdout=open(folder / "log", "ab"), stderr=subprocess.STDOUT)
     def up():
         assert p.poll() is None, (folder / "log").read_text()[-2000:]
-        try: return httpx.get("http://127.0.0.1:8042/system", timeout=5, trust_env=False).status_code == 200
+        try: return httpx.get("http://127.0.0.1:8042/system", timeout=30, trust_env=False).status_code == 200
         except httpx.HTTPError: return False
-    until(up, 60, "Orthanc does not start")
+    until(up, 300, "Orthanc does not start")
     return p
 
 
-def tags_of(instance: str) -> dict: return httpx.get(f"http://127.0.0.1:8042/instances/{instance}/simplified-tags", timeout=20, trust_env=False).json()
+def tags_of(instance: str) -> dict: return httpx.get(f"http://127.0.0.1:8042/instances/{instance}/simplified-tags", timeout=120, trust_env=False).json()
 
 
 def results_in_orthanc(patient: str) -> list[dict]:
     "The tags of what Orthanc holds of a patient."
-    found = httpx.post("http://127.0.0.1:8042/tools/find", json={"Level": "Instance", "Query": {"PatientID": patient}}, timeout=20, trust_env=False).json()
+    found = httpx.post("http://127.0.0.1:8042/tools/find", json={"Level": "Instance", "Query": {"PatientID": patient}}, timeout=120, trust_env=False).json()
     return [tags_of(i) for i in found]
 
 
@@ -303,30 +319,30 @@ def with_orthanc(way: str, bundle: str, films: str, folder: str) -> None:
     web, dicom = "http://127.0.0.1:8090", 11112
     def start_service():
         p = subprocess.Popen([sys.executable, "-W", "ignore", "-m", "cxr_pred.cli", "serve", "--no-ui", "--port", "8090", "--dicom-port", str(dicom)], stdout=subprocess.DEVNULL, stderr=open(folder / "service.log", "ab"), env=env)
-        until(lambda: ready(web) or p.poll() is not None, 120)
+        until(lambda: ready(web) or p.poll() is not None, 400)
         assert p.poll() is None, (folder / "service.log").read_text()[-3000:]
         return p
     orthanc, service = start_orthanc(folder / "orthanc", dicom, web), start_service()
     try:
-        post = lambda path, **k: httpx.post(f"http://127.0.0.1:8042{path}", timeout=120, trust_env=False, **k)
+        post = lambda path, **k: httpx.post(f"http://127.0.0.1:8042{path}", timeout=400, trust_env=False, **k)
         files = sorted(Path(films).glob("*.dcm"))
         ids = [post("/instances", content=f.read_bytes()).json()["ID"] for f in files]
         patients = [tags_of(i)["PatientID"] for i in ids]
         send = (lambda i: post("/modalities/cxr/store", content=i)) if way == "dicom" else (lambda i: post("/dicom-web/servers/cxr/stow", json={"Resources": [i]}))
         if way == "dicom": said["echo"] = post("/modalities/cxr/echo", json={}).status_code
         said["sent"] = [send(i).status_code for i in ids[:2]]
-        until(lambda: all(any(t["Modality"] == "SR" for t in results_in_orthanc(p)) for p in patients[:2]), 120, "no report came back")
+        until(lambda: all(any(t["Modality"] == "SR" for t in results_in_orthanc(p)) for p in patients[:2]), 400, "no report came back")
         orthanc.terminate(); orthanc.wait()   # the archive goes away: the film is read, its result waits
         data = files[2].read_bytes()
         body, kind = related([data])
-        said["while away"] = httpx.post(f"{web}/dicomweb/studies", content=body, headers={"Content-Type": kind}, timeout=60, trust_env=False).status_code
+        said["while away"] = httpx.post(f"{web}/dicomweb/studies", content=body, headers={"Content-Type": kind}, timeout=300, trust_env=False).status_code
         until(lambda: metric(web, "cxr_dicom_results_total", '{outcome="peer_away"}') >= 1)
         said["waiting"] = metric(web, "cxr_dicom_results_waiting")
         service.kill(); service.wait()
         orthanc, service = start_orthanc(folder / "orthanc", dicom, web), start_service()
-        until(lambda: any(t["Modality"] == "SR" for t in results_in_orthanc(patients[2])), 150, "the result that waited did not arrive")
+        until(lambda: any(t["Modality"] == "SR" for t in results_in_orthanc(patients[2])), 400, "the result that waited did not arrive")
         said["results"] = [sorted((t["Modality"], t["PatientName"], t["StudyInstanceUID"]) for t in results_in_orthanc(p)) for p in patients[:3]]
-        said["studies in orthanc"] = len(httpx.get("http://127.0.0.1:8042/studies", timeout=20, trust_env=False).json())
+        said["studies in orthanc"] = len(httpx.get("http://127.0.0.1:8042/studies", timeout=120, trust_env=False).json())
         said["unnamed"] = metric(web, "cxr_dicom_results_unnamed_total")
         said["delivered"] = metric(web, "cxr_dicom_results_total", '{outcome="delivered"}')
     finally:
@@ -341,9 +357,9 @@ def test_orthanc_gets_its_reports_back(way, bundle, films, tmp_path):
     if not can_unshare(): pytest.skip("no network namespace can be made here; Orthanc would listen on every address")
     (tmp_path / "films").mkdir()
     heads = [pydicom.dcmread(io.BytesIO(f)) for f in films]
-    chosen = [0, next(i for i, h in enumerate(heads) if h.PatientID != heads[0].PatientID), next(i for i, h in enumerate(heads) if h.PatientID not in (heads[0].PatientID, heads[1].PatientID) and i > 1)]
+    chosen = list({str(h.PatientID): i for i, h in enumerate(heads)}.values())[:3]   # of three patients
     for n, i in enumerate(chosen): (tmp_path / "films" / f"{n}.dcm").write_bytes(films[i])
-    r = subprocess.run(["unshare", "-n", sys.executable, "-W", "ignore", "-c", INSIDE, way, bundle, tmp_path / "films", tmp_path], capture_output=True, text=True, cwd=root(), timeout=900, env=os.environ | {"PYTHONPATH": str(root())})
+    r = subprocess.run(["unshare", "-n", sys.executable, "-W", "ignore", "-c", INSIDE, way, bundle, tmp_path / "films", tmp_path], capture_output=True, text=True, cwd=root(), timeout=1100, env=os.environ | {"PYTHONPATH": str(root())})
     logs = "".join(f.read_text(errors="replace")[-1500:] for f in (tmp_path / "service.log", tmp_path / "orthanc" / "log") if f.exists())
     assert r.returncode == 0, r.stderr[-3000:] + logs
     said = json.loads(r.stdout.splitlines()[-1])
