@@ -23,7 +23,7 @@ help:
 	@echo "make release-words  give models/release the clinical run's language model and today's facts; the part that reads films stays"
 	@echo "make browser    a folder that reads films on a phone, for any web server: build/browser (needs npm; BUNDLE=folder for another bundle)"
 	@echo "make readme     write README.md from nbs/index.ipynb"
-	@echo "make test-deps  what the full test can use beside: chromium, promtool, amtool and haproxy from Debian, deploy-checks, and ONNX Runtime Web where npm is"
+	@echo "make test-deps  what the full test can use beside: chromium, promtool, amtool, haproxy, dcmtk, dicom3tools and Orthanc from Debian, deploy-checks, and ONNX Runtime Web where npm is"
 	@echo "make deploy-checks  .venv-deploy: the tools that check deploy/ and .github/workflows/ (npm for the schemas of Argo Rollouts and its like)"
 	@echo "make ci         what the workflows do, as far as one machine can: lint, tests, training of the sample, gate, package, staging"
 	@echo "make deploy-locks   cut the images' locks out of requirements.lock"
@@ -77,7 +77,7 @@ browser: setup $(RUNTIME)
 
 test-deps:
 	@test "$$(id -u)" = 0 || { echo "This installs Debian packages: run it as root, or sudo make test-deps."; exit 1; }
-	apt-get update -q && apt-get install -y -q --no-install-recommends chromium prometheus prometheus-alertmanager haproxy
+	apt-get update -q && apt-get install -y -q --no-install-recommends chromium prometheus prometheus-alertmanager haproxy dcmtk dicom3tools orthanc orthanc-dicomweb
 	@$(MAKE) --no-print-directory deploy-checks
 	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(RUNTIME); else echo "There is no npm: the test of the page in the browser is left out."; fi
 

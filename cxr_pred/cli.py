@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['cli', 'NO_ANSWER', 'BUNDLE', 'HOST', 'PORT', 'feedback', 'plainly', 'writing', 'answer', 'line', 'explainer',
-           'open_reader', 'draw', 'terminal', 'tell', 'predict', 'batch', 'serve', 'end_with_parent', 'llm_serve',
-           'app', 'fetch_data', 'link_data', 'data_page', 'pipeline', 'export', 'doctor', 'test_films', 'film_to_show',
-           'show', 'load', 'main']
+           'hand_over', 'open_reader', 'draw', 'terminal', 'tell', 'predict', 'batch', 'serve', 'end_with_parent',
+           'llm_serve', 'app', 'fetch_data', 'link_data', 'data_page', 'pipeline', 'export', 'doctor', 'test_films',
+           'film_to_show', 'show', 'load', 'main']
 
 # %% ../nbs/04_cli.ipynb #c002
 import json, os, sys, threading
@@ -82,6 +82,22 @@ def explainer(classifier) -> Callable:
     facts, client = load_facts(classifier.facts_path), language_client()
     return lambda report: report.explained(explanation_for(report, facts, client))
 
+# %% ../nbs/04_cli.ipynb #dw02
+def hand_over(path: Path, report, fhir: Path | None, sr: Path | None) -> None:
+    "Write a report in the forms that other systems read. Raises `SetupError` cannot_write."
+    from cxr_pred.clinic.origin import film_head, own_origin
+    from cxr_pred.store import now
+    head = film_head(path)
+    origin = head.origin if head else own_origin(report.study_id)
+    if fhir:
+        from cxr_pred.clinic.fhir import fhir_bundle
+        text = fhir_bundle(report, now(), origin)
+        with writing(fhir): fhir.parent.mkdir(parents=True, exist_ok=True); fhir.write_text(text + "\n", encoding="utf-8")
+    if sr:
+        from cxr_pred.clinic.structured import sr_file
+        data = sr_file(report, origin, now(), head.identity if head else None)
+        with writing(sr): sr.parent.mkdir(parents=True, exist_ok=True); sr.write_bytes(data)
+
 # %% ../nbs/04_cli.ipynb #c009
 BUNDLE = typer.Option(None, help="folder of the model bundle; CXR_BUNDLE, the release or this project's sample if not given")
 
@@ -134,11 +150,13 @@ def predict(
     as_json: bool = typer.Option(False, "--json", help="print one JSON array of reports"),
     heatmap: Path = typer.Option(None, help="write the film with its heatmap over it, PNG (one film only); the film alone where the map is spread"),
     html: Path = typer.Option(None, help="write the report as one HTML file (one film only)"),
+    fhir: Path = typer.Option(None, help="write the report as a FHIR R4 bundle, JSON (one film only)"),
+    sr: Path = typer.Option(None, help="write the report as a DICOM structured report (one film only); of a DICOM film with its patient and study"),
     explain: bool = typer.Option(True, "--explain/--no-explain", help="explain each answer in plain words"),
     bundle: Path = BUNDLE,
 ):
     "Name the class of each film and explain it, or say that it can't be told; exit status 2 if any file failed."
-    if len(paths) > 1 and (heatmap or html): raise typer.BadParameter("--heatmap and --html take one film.")
+    if len(paths) > 1 and (heatmap or html or fhir or sr): raise typer.BadParameter("--heatmap, --html, --fhir and --sr take one film.")
     with plainly():
         classifier, explained = open_reader(bundle, explain)
         rows = []
@@ -149,6 +167,7 @@ def predict(
         if as_json: print(json.dumps(rows, indent=1))
         elif not explain: print(DISCLAIMER)
         draw(read, heatmap, html)  # the answer is out before a picture can fail
+        if read and (fhir or sr): hand_over(paths[0], read[0], fhir, sr)
     if any(row["status"] == "error" for row in rows): raise typer.Exit(2)
 
 # %% ../nbs/04_cli.ipynb #c016
@@ -172,9 +191,10 @@ HOST, PORT = typer.Option("127.0.0.1", help="address to listen on; the loopback 
 
 
 @cli.command()
-def serve(host: str = HOST, port: int = PORT, ui: bool = typer.Option(True, "--ui/--no-ui", help="with the page at /")):
+def serve(host: str = HOST, port: int = PORT, ui: bool = typer.Option(True, "--ui/--no-ui", help="with the page at /"), dicom_port: int = typer.Option(None, help="listen for DICOM (C-STORE, C-ECHO) too; 0: any that is free; CXR_DICOM_* say the rest")):
     "Serve REST and the page; explanations come from CXR_LLM_URL, or from reviewed sentences."
     with plainly():
+        if dicom_port is not None: os.environ["CXR_DICOM_PORT"] = str(dicom_port)
         from cxr_pred.clinic.api import serve
         serve(host, port, ui)
 

@@ -28,6 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from .. import __version__
+from .dicomweb import add_dicomweb
 from .reading import Answer, ReadingRoom, check_key
 from .study import Patient, Report, Sex, Symptom
 from ..core import DISCLAIMER, CxrError, InputError, SetupError, log, problem_body, settings
@@ -292,6 +293,7 @@ def create_app(
     add_error_handlers(app, room.metrics.rejects, room.metrics.failures)
     add_reading(app, room, anyio.CapacityLimiter(os.cpu_count() or 2))
     add_operations(app, room)
+    add_dicomweb(app, room)
     if ui:
         from cxr_pred.clinic.app import mount
         mount(app, room)
