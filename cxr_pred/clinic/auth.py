@@ -253,8 +253,6 @@ def credentials_set(store: Store | None) -> bool:
 
 def physician_who(store: Store, **shown) -> Who:
     "The physician or admin who asks, `shown` as `who_is`. Raises `InputError`: feedback_closed (403) where there is no lock, wrong_key (401), no_csrf, not_allowed (403)."
-    key = shown.get("key")
-    if key is not None and is_shared_key(key): return Who("physician", "", "physician key")   # asks no database
     if not credentials_set(store): raise InputError("feedback_closed", "This installation takes no physicians' answers: it has no key and no accounts.", "Set CXR_PHYSICIAN_KEY and start again, or `cxr-pred users add`.", status=403)
     who = who_is(store, **shown)
     if who == Who(): raise wrong_key()

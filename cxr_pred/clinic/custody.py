@@ -58,6 +58,7 @@ def overwrite(store: Store) -> None:
         with closing(store.engine.raw_connection()) as c: c.driver_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     else:
         with store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as c:
+            c.connection.driver_connection.rollback()   # pg8000 is inside a transaction since the pool's ping, and VACUUM can't be
             for table in ("studies", "predictions", "explanations", "images", "feedback", "idempotency"): c.execute(text(f"VACUUM {table}"))
 
 
