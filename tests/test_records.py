@@ -103,9 +103,9 @@ def test_many_writers_make_one_chain_and_lose_nothing(store):
     "Eight writers, each with a study, an answer, and a request that all of them send."
     done, same, once = [], [], Once(store.keyed("k"), store.keyed("body"))
     def write(n):
-        for _ in range(3): done.append(study(store, f"patient {n}"))
+        mine = [study(store, f"patient {n}") for _ in range(3)]; done.extend(mine)
         same.append(study(store, once=once))
-        keep_answer(store, Feedback(study_id=done[-1], physician=f"dr-{n}", confirmed_label="NORMAL", agrees=True))
+        keep_answer(store, Feedback(study_id=mine[-1], physician=f"dr-{n}", confirmed_label="NORMAL", agrees=True))
     threads = [threading.Thread(target=write, args=(n,)) for n in range(8)]
     for t in threads: t.start()
     for t in threads: t.join()

@@ -62,6 +62,7 @@ def keep_answer(
 ) -> tuple[Feedback, str]:      # the answer as kept, and where the study stands
     "Keep a physician's answer and move the study. Raises `InputError`: no_such_study (404), those of `next_state`, moved_on (409)."
     if done := store.recall(once): return store.feedback(done.feedback_id), store.study(done.study_id).state
+    answer.kind = answer.kind or "feedback"   # the column's default comes only with the INSERT
     for left in reversed(range(tries)):
         study = store.study(answer.study_id)
         earlier = [Opinion(f.physician, f.confirmed_label) for f in opinions(store, study.id)]
