@@ -67,13 +67,14 @@ def public(error: Exception) -> JSONResponse:
     return problem(500, "internal_error", "Something went wrong inside the service.", "Ask again; if it stays, tell who runs it.")
 
 # %% ../../nbs/clinic/api.ipynb #c007
-def add_error_handlers(app: FastAPI, rejects) -> None:
-    "Answer every error of an application with a problem, and count those that senders caused."
+def add_error_handlers(app: FastAPI, rejects, failures) -> None:
+    "Answer every error of an application with a problem, and count those that senders caused and those that are ours."
     def of_error(request: Request, e: Exception) -> JSONResponse:
         answer = public(e)
         if isinstance(e, InputError): rejects.labels(e.code).inc()
         elif isinstance(e, CxrError): log.warning("%s", e.code)
         else: log.error("%s", type(e).__name__, exc_info=e)
+        if answer.status_code >= 500: failures.labels(e.code if isinstance(e, CxrError) else "store_unavailable" if isinstance(e, SQLAlchemyError) else "internal_error").inc()
         return answer
 
     def of_request(request: Request, e: RequestValidationError) -> JSONResponse:
@@ -279,7 +280,7 @@ def create_app(
     app = FastAPI(title="cxr_pred", version=__version__, description="Reads a radiograph, says how sure it is and where it looked, and says when it can't tell.", lifespan=opened, docs_url=None, redoc_url=None)
     app.state.room = room
     app.add_middleware(BodyLimit, most=int(settings().max_upload_mb * 2**20), rejects=room.metrics.rejects)
-    add_error_handlers(app, room.metrics.rejects)
+    add_error_handlers(app, room.metrics.rejects, room.metrics.failures)
     add_reading(app, room, anyio.CapacityLimiter(os.cpu_count() or 2))
     add_operations(app, room)
     if ui:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BINS', 'WAVES', 'REASONS', 'NUMBERS', 'MEASURES', 'WINDOW', 'KNOWN', 'IN_BUNDLE', 'OLD', 'Films', 'films_of',
            'numbers_of', 'borders', 'scale_of', 'traits', 'distance', 'means', 'scores', 'drawn_by_group', 'chance',
-           'limits_of', 'make_reference', 'check_reference', 'write_reference', 'load_reference']
+           'least_limit', 'limits_of', 'make_reference', 'check_reference', 'write_reference', 'load_reference']
 
 # %% ../../nbs/ops/reference.ipynb #c002
 import json
@@ -59,9 +59,9 @@ MEASURES = (*NUMBERS, "classes", "reasons", "features")
 
 
 def numbers_of(films: Films) -> np.ndarray:
-    "The values that are compared by their histogram, (n, 16) in the order of `NUMBERS`."
+    "The values that are compared by their histogram, (n, 16) in the order of `NUMBERS`, to five decimals: many films share a size, and a border written to a file must not part them."
     with np.errstate(invalid="ignore"): sure = films.probs.max(1, initial=-np.inf)
-    return np.column_stack([films.stats, films.age, np.where(np.isinf(sure), np.nan, sure), films.ood])
+    return np.column_stack([films.stats, films.age, np.where(np.isinf(sure), np.nan, sure), films.ood]).round(5)
 
 
 def borders(
@@ -69,7 +69,7 @@ def borders(
 ) -> np.ndarray:
     "Inner borders of at most `BINS` bins with equal shares; fewer where values repeat, none where none is known."
     known = values[~np.isnan(values)]
-    return np.unique(np.quantile(known, np.linspace(0, 1, BINS + 1)[1:-1])) if len(known) else np.array([])
+    return np.unique(np.quantile(known, np.linspace(0, 1, BINS + 1)[1:-1]).round(6)) if len(known) else np.array([])
 
 
 def scale_of(films: Films) -> dict:
@@ -91,8 +91,8 @@ def traits(
         out[name] = np.where(np.isnan(v)[:, None], np.nan, above)
     out["classes"] = films.probs
     out["reasons"] = (films.reason[:, None] == np.array(REASONS, object)).astype(float)
-    z = (films.features - scale["mean"]) / scale["deviation"] / np.sqrt(2 * KEPT)
-    angle = z @ fixed_normal("cxr_pred kernel", (KEPT, WAVES))
+    z = (films.features - scale["mean"]) / scale["deviation"] / np.sqrt(2 * films.features.shape[1])
+    angle = z @ fixed_normal("cxr_pred kernel", (z.shape[1], WAVES))
     out["features"] = np.concatenate([np.cos(angle), np.sin(angle)], 1) / WAVES ** 0.5
     return out
 
@@ -164,15 +164,32 @@ def chance(
     return {name: np.concatenate(s) for name, s in out.items()}
 
 
+def least_limit(
+    name: str,              # one of MEASURES
+    shares: np.ndarray,     # (k,) mean of its traits over the reference
+    n: int,                 # films behind that
+    rate: float,            # of windows that may cross it
+    window: int = WINDOW,
+) -> float:
+    "The score below which theory alone expects this measure to stay, whatever films the reference happens to hold; 0 where there is no such law."
+    if name in NUMBERS: return float(np.sqrt(-np.log(rate / 2) / 2))
+    if name != "reasons": return 0.0
+    from scipy.stats import beta, binom
+    other = n * (1 - shares[REASONS.index("ok")])
+    highest = beta.ppf(0.99, other + 1, n - other)
+    return float((binom.ppf(1 - rate, window, highest) / window - other / n) / np.sqrt(1 / window + 1 / n))
+
+
 def limits_of(
     by_chance: dict[str, np.ndarray],  # from `chance`
+    mean: dict,                        # the reference's, from `means`
     rate: float = 0.0005,              # of windows that may cross any of them
 ) -> dict[str, float]:
     "By measure, the score that stationary traffic stays below."
     own = {name: max(float(np.quantile(s, 0.999)), 1e-9) for name, s in by_chance.items()}
     worst = np.max([by_chance[name] / own[name] for name in own], axis=0)
     factor = float(np.quantile(worst, 1 - rate))
-    return {name: factor * v for name, v in own.items()}
+    return {name: max(factor * v, least_limit(name, *mean[name], rate / len(own))) for name, v in own.items()}
 
 # %% ../../nbs/ops/reference.ipynb #c017
 IN_BUNDLE = "metrics/drift_reference.json"
@@ -191,8 +208,8 @@ def make_reference(
     groups = np.arange(len(films)) if groups is None else np.unique(np.asarray(groups).astype(str), return_inverse=True)[1]
     scale = scale_of(films)
     some = traits(films, scale)
-    return rounded({"format": 1, "films": len(films), "groups": int(groups.max()) + 1, "scale": scale, "limits": limits_of(chance(some, groups, draws, seed=seed)),
-                    "means": {name: {"mean": m, "known": int(n)} for name, (m, n) in means(some).items()}, "right": right})
+    return rounded({"format": 1, "films": len(films), "groups": int(groups.max()) + 1, "scale": scale, "limits": limits_of(chance(some, groups, draws, seed=seed), mean := means(some)),
+                    "means": {name: {"mean": m, "known": int(n)} for name, (m, n) in mean.items()}, "right": right})
 
 
 def check_reference(reference) -> dict:
