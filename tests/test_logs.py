@@ -22,7 +22,6 @@ class Bulk:
     def __init__(self, port: int = 0):
         documents = self.documents = []
         class Answer(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
             def answer(self, body: dict):
                 data = json.dumps(body).encode(); self.send_response(200); self.send_header("Content-Type", "application/json"); self.send_header("Content-Length", str(len(data))); self.end_headers(); self.wfile.write(data)
             def do_HEAD(self): self.send_response(200); self.send_header("Content-Length", "0"); self.end_headers()
