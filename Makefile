@@ -11,7 +11,7 @@ STAMP := .venv/.set-up
 IS_3_11 := import sys; sys.exit(sys.version_info[:2] != (3, 11))
 PIPELINE := $(if $(filter sample,$(PROFILE)),dvc.yaml,profiles/$(PROFILE)/dvc.yaml)
 
-.PHONY: help setup run test test-all app lab release release-words browser readme test-deps deploy-checks deploy-locks ci
+.PHONY: help setup run test test-all app lab release release-words browser readme test-deps deploy-checks deploy-locks ci simulate
 
 help:
 	@echo "make run        set up, run the pipeline, explain one film (PROFILE=sample, or PROFILE=clinical DATA=folder)"
@@ -19,6 +19,7 @@ help:
 	@echo "make test-all   the slow ones too (Ray: CXR_RAY_PYTHON=python of an environment that has it)"
 	@echo "make app        set up, then the page and REST on http://127.0.0.1:$(PORT)/ (PORT=)"
 	@echo "make lab        set up, then the notebooks in JupyterLab"
+	@echo "make simulate   play a hospital's day in three minutes against a reader of its own, and count what was lost"
 	@echo "make release    copy the clinical run's bundle to models/release"
 	@echo "make release-words  give models/release the clinical run's language model and today's facts; the part that reads films stays"
 	@echo "make browser    a folder that reads films on a phone, for any web server: build/browser (needs npm; BUNDLE=folder for another bundle)"
@@ -58,6 +59,10 @@ app: setup
 
 lab: setup
 	@$(ENV) jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) nbs
+
+# a day of 24 hours in three minutes, a tenth of it wrong files
+simulate: setup
+	@$(ENV) cxr-pred simulate --films 360 --seconds 180 --pattern day --wrong 0.1 --drift scanner --drift-from 0.6
 
 release: setup
 	@$(ENV) python -m cxr_pred.vision.bundle release

@@ -171,6 +171,7 @@ def test_no_record_no_answer(client, store):
     Base.metadata.drop_all(store.engine)
     p = problem_of(send(client, encoded(pattern())), 503)
     assert p["code"] == "store_unavailable" and "studies" not in json.dumps(p) and not list(store.films.iterdir())
+    assert client.app.state.room.metrics.value("cxr_failures_total", code="store_unavailable") == 1, "counted as ours, not as a sender's"
     Base.metadata.create_all(store.engine)
     assert send(client, encoded(pattern())).status_code == 200, "it recovers by itself"
 

@@ -1,0 +1,106 @@
+"`cxr-pred drift` over a real store, and `cxr-pred simulate` against a real service."
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from cxr_pred.cli import cli
+from cxr_pred.core import reload_settings, root
+from cxr_pred.store import Feedback, Store
+
+ROOT = root()
+FACTS = ROOT / "nbs/language/facts.yaml"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    from cxr_pred.vision.toy import toy_bundle
+    return toy_bundle(tmp_path_factory.mktemp("toy"), FACTS)
+
+
+@pytest.fixture
+def here(bundle, tmp_path, monkeypatch):
+    "Settings that point to the toy and to a state folder of this test."
+    monkeypatch.setenv("CXR_BUNDLE", str(bundle)); monkeypatch.setenv("CXR_STATE", str(tmp_path / "state"))
+    yield reload_settings()
+    monkeypatch.undo(); reload_settings()
+
+
+def said(*args):
+    return CliRunner().invoke(cli, [str(a) for a in args], catch_exceptions=False)
+
+
+def read(store, classifier, first, n, change=lambda p: p):
+    "Read and record n drawn films, as the service would; their rows."
+    from cxr_pred.clinic.reading import study_row
+    from cxr_pred.clinic.study import read_study
+    from cxr_pred.data.images import Film
+    from PIL import Image
+    rows = []
+    for i in range(first, first + n):
+        g = np.random.default_rng(i)
+        pixels = np.asarray(Image.fromarray(g.integers(0, 160, (4, 4), dtype=np.uint8)).resize((48, 48), Image.Resampling.BICUBIC))
+        report, film, heat = read_study(classifier, b"", opened=lambda data, name: Film(np.ascontiguousarray(change(pixels))))
+        rows.append(study_row(report, heat)); store.add_study(rows[-1], film.pixels)
+    return rows
+
+
+def test_drift_is_silent_until_the_films_change(here, tmp_path):
+    from cxr_pred.vision.classify import Classifier
+    store, classifier, reference = Store(), Classifier(threads=1), tmp_path / "reference.json"
+    r = said("drift")
+    assert r.exit_code == 1 and "no_reference" in r.stderr
+    assert "too_few_films" in said("drift", "--learn", reference).stderr
+    rows = read(store, classifier, 0, 420)
+    for row in [r for r in rows if r.status == "ok"]: store.add_feedback(Feedback(study_id=row.id, physician="a", confirmed_label=row.label, agrees=True))
+    assert "420 films" in said("drift", "--learn", reference).output
+    read(store, classifier, 1000, 200)
+    calm = said("drift", "--reference", reference, "--json")
+    report = json.loads(calm.stdout)
+    assert calm.exit_code == 0 and not report["input_drifted"] and report["films"] == 620 and report["known_by"]["read_again"] > 100
+    assert report["outcome"]["newest"]["value"] == 1 and report["outcome"]["reference"]["n"] == report["outcome"]["all"]["n"]
+    read(store, classifier, 2000, 120, lambda p: 255 - p)
+    moved = said("drift", "--reference", reference, "--html", tmp_path / "drift.html", "--prom", tmp_path / "drift.prom", "--no-read-again")
+    assert moved.exit_code == 3 and "DRIFTED" in moved.output and "not measured" in moved.output, "without features the rest still tells"
+    assert "<h1>Drift</h1>" in (tmp_path / "drift.html").read_text() and 'cxr_drifted{what="input"} 1.0' in (tmp_path / "drift.prom").read_text()
+    assert said("drift", "--reference", tmp_path / "nothing.json").exit_code == 1
+    store.close()
+
+
+def test_simulated_traffic_survives_a_killed_service(bundle, tmp_path):
+    "The reader is killed with films on the way and started again on the same port: they are sent once more, and nothing is lost."
+    env = os.environ | {"CXR_BUNDLE": str(bundle), "CXR_STATE": str(tmp_path / "state"), "CXR_PHYSICIAN_KEY": "k", "OMP_NUM_THREADS": "1"}
+
+    def reader(port):
+        child = subprocess.Popen([sys.executable, "-m", "cxr_pred.cli", "serve", "--no-ui", "--port", str(port)], env=env, stdout=subprocess.PIPE, text=True)
+        return child, re.search(r"http://127.0.0.1:(\d+)", child.stdout.readline())
+    from cxr_pred.data.sample import make_sample
+    from cxr_pred.ops.simulate import read_books, report_of, wait_ready
+    make_sample(tmp_path / "raw", 12, 96, 0, workers=1)
+    child, at = reader(0)
+    sender = None
+    try:
+        wait_ready(at[0])
+        sender = subprocess.Popen([sys.executable, "-m", "cxr_pred.cli", "simulate", at[0], "--films", "60", "--seconds", "12", "--pattern", "bursts", "--wrong", "0.1", "--raw", str(tmp_path / "raw"), "--out", str(tmp_path / "out")],
+                                  env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        books = tmp_path / "out" / "books.jsonl"
+        end = time.monotonic() + 60
+        while time.monotonic() < end and not (books.exists() and books.read_text().count('"answered"') >= 8): time.sleep(0.1)
+        child.send_signal(signal.SIGKILL); child.wait()
+        child, again = reader(at[1])
+        assert again, "the port is free again"
+        text = sender.communicate(timeout=240)[0]
+        report = report_of(read_books(books))
+        assert sender.returncode == 0 and "nothing lost" in text, text
+        assert report["sent"] == 60 and report["lost"] == {"without_answer": 0, "not_in_record": 0} and not report["unexpected"]
+        assert report["retried"] > 0 and sum(report["answered"].values()) == 60
+    finally:
+        for p in (sender, child):
+            if p and p.poll() is None: p.terminate(); p.wait(20)
