@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEAT_COLOURS', 'find_bundle', 'Bundle', 'load_bundle', 'softmax', 'prediction_set', 'decide', 'refuse', 'Result',
-           'onnx_session', 'Classifier', 'heat_overlay']
+           'Classifier', 'heat_overlay']
 
 # %% ../../nbs/vision/classify.ipynb #c002
 import hashlib, time
@@ -19,6 +19,7 @@ from ..data.images import Film, heat_on_film, preparation, preprocess
 from ..data.labels import CHEST, LABELS
 from ..data.quality import looks_blank, quality_flags
 from ..data.regions import film_box
+from .engine import open_engine
 from .finding import Finding, ReasonCode, Status, is_spread, zones
 from .severity import Severity, severity_grade
 
@@ -121,19 +122,6 @@ class Result:
     ood: float | None = None         # distance from the training films; None where the model did not run
     timings: dict[str, float] = field(default_factory=dict)  # milliseconds
 
-# %% ../../nbs/vision/classify.ipynb #c020
-def onnx_session(
-    data: bytes,       # an ONNX model
-    threads: int = 0,  # 0: all cores
-):
-    "An ONNX Runtime session on the CPU. Raises `SetupError` for bytes that are no model."
-    import onnxruntime as ort
-    o = ort.SessionOptions()
-    o.intra_op_num_threads, o.inter_op_num_threads, o.log_severity_level = threads, 1, 3
-    o.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads must not eat the other core
-    try: return ort.InferenceSession(data, o, providers=["CPUExecutionProvider"])
-    except Exception as e: raise SetupError("broken_model", f"The model cannot be loaded: {e}", "Make the bundle again.") from e
-
 # %% ../../nbs/vision/classify.ipynb #c021
 class Classifier:
     "Reads films with the model of a bundle."
@@ -148,7 +136,7 @@ class Classifier:
         self.preprocessing = preparation(self.bundle.json("preprocessing.json"))
         self.calibration = self.bundle.json("calibration.json")
         self.engine = engine or self.calibration["engine"]
-        self.session = onnx_session(self.bundle.read(self.engine), threads or settings().threads)
+        self.session = open_engine(self.bundle.read, self.engine, threads or settings().threads)
         self.names = [o.name for o in self.session.get_outputs()]   # an older bundle has no severity
 
     @property
