@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'calibration_rows', 'linear_nodes', 'attention_nodes', 'Films', 'quiet', 'quantise_static', 'write_ir',
-           'export_ir', 'quantise_nncf', 'sensitivity']
+           'export_ir', 'quantise_nncf', 'run_engine', 'sensitivity']
 
 # %% ../../nbs/vision/static.ipynb #c003
 import io, logging, re, tempfile
@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from tqdm.auto import tqdm
 
 from ..core import SetupError
-from .engine import openvino_package, weights_of
-from .export import answer_nodes, run_onnx, strip_metadata
+from .engine import open_engine, openvino_package, weights_of
+from .export import OUTPUTS, answer_nodes, run_onnx, strip_metadata
 
 # %% ../../nbs/vision/static.ipynb #c005
 def calibration_rows(
@@ -135,6 +136,8 @@ def quantise_nncf(
     model, to_ir = onnx.load(source), Path(path).suffix == ".xml"
     patterns = [f"{re.escape(n)}(/.*)?" for n in (*answer_nodes(model), *keep)]
     data = nncf.Dataset(list(films), lambda film: {"image": np.asarray(film)[None, None]})
+    import rich
+    rich.get_console().is_jupyter = False   # its progress bars would stay in the notebook
     with quiet():
         out = nncf.quantize(openvino.Core().read_model(source) if to_ir else model, data, subset_size=len(films), model_type=nncf.ModelType.TRANSFORMER, ignored_scope=nncf.IgnoredScope(patterns=patterns, validate=False),
                             advanced_parameters=AdvancedQuantizationParameters(overflow_fix=OverflowFix.ENABLE, smooth_quant_alphas=AdvancedSmoothQuantParameters(matmul=smooth)))
@@ -144,6 +147,18 @@ def quantise_nncf(
     return path
 
 # %% ../../nbs/vision/static.ipynb #c021
+def run_engine(
+    path: Path,         # .onnx, or .xml with its .bin beside it
+    films: np.ndarray,  # (n, S, S) uint8
+) -> dict[str, np.ndarray]:
+    "All outputs but the heat of an engine on films."
+    path = Path(path)
+    session = open_engine(lambda name: path.with_name(name).read_bytes(), path.name)
+    names = [n for n in OUTPUTS if n != "heat"]
+    parts = [session.run(names, {"image": np.asarray(f)[None, None]}) for f in tqdm(films, desc=path.name, mininterval=1)]
+    return {n: np.concatenate([p[i] for p in parts]) for i, n in enumerate(names)}
+
+# %% ../../nbs/vision/static.ipynb #c024
 def sensitivity(
     source: Path,        # 32-bit ONNX
     ranges: Path,        # measured, for all nodes
