@@ -220,17 +220,17 @@ def test_vit_image_is_small_and_reads_films(vit_image, tmp_path):
     args = [str(vit_image / "venv/bin/python"), "-c", "from cxr_pred.cli import main; main()", *args[1:]]
     with open(tmp_path / "log", "wb") as log: service = subprocess.Popen([DEPLOY / "docker/entrypoint.sh", *args], env=env, cwd=tmp_path, stdout=log, stderr=log)
     try:
-        ready = eventually(lambda: json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5)))
+        ready = eventually(lambda: json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=30)), 400)
         assert ready["status"] == "ready"
         films = sorted((bundle / "examples").glob("*.png"))
         r = run(sys.executable, DEPLOY / "ci/load.py", f"http://127.0.0.1:{port}", *films, "--requests", "12", "--warm-up", "2", "--at-once", "1", "--p99-ms", "60000")
         found = json.loads(good(r))
         assert found["requests"] == 12 and found["failure_ratio"] == 0 and found["passed"]
-        shown = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
+        shown = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60).read().decode()
         assert "cxr_predict_seconds_count 14.0" in shown
         # the secret came in by its file: feedback is open, to who has the key
         request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/feedback", b"{}", {"Content-Type": "application/json", "Authorization": "Bearer wrong"})
-        with pytest.raises(urllib.error.HTTPError) as refused: urllib.request.urlopen(request, timeout=5)
+        with pytest.raises(urllib.error.HTTPError) as refused: urllib.request.urlopen(request, timeout=60)
         assert refused.value.code == 401
         # over its limit, the same test says roll back
         assert run(sys.executable, DEPLOY / "ci/load.py", f"http://127.0.0.1:{port}", films[0], "--requests", "2", "--warm-up", "0", "--p99-ms", "0.1").returncode == 4
@@ -365,7 +365,7 @@ def test_haproxy_shares_traffic(tmp_path):
         good(run(haproxy, "-c", "-f", DEPLOY / "haproxy/haproxy.cfg", env=env))
         with open(tmp_path / "log", "wb") as log: proxy = subprocess.Popen([haproxy, "-db", "-f", str(DEPLOY / "haproxy/haproxy.cfg")], env=env, stdout=log, stderr=log)
         try:
-            eventually(lambda: get("/v1/predict") == (200, "stable"), 40)
+            eventually(lambda: get("/v1/predict") == (200, "stable"), 200)
             assert {get("/v1/predict")[1] for _ in range(20)} == {"stable"}, "without a share the canary reads nothing"
             assert get("/")[1] == "page" and get("/metrics")[0] == 404
             assert len(words(10)) == 2 and not [a for w in words(10) if (a := say(w).strip())]

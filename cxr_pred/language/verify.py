@@ -38,7 +38,7 @@ def trusted(
     case: Case,
 ) -> set[str]:
     "The sentences that the facts offer for this answer and reader, in plain form; for no answer those of every reason."
-    found = [entry(facts, case)] if case.answered else facts["no_answer"].values()
+    found = [entry(facts, case), *([] if case.answered else facts["no_answer"].values())]
     offered = facts["clinicians" if case.reader == "clinician" else "escalation"]
     lines = [t for e in found for t in texts(e)] + [l["text"] for level in offered.values() for l in level]
     return {plain(s) for t in lines for s in sentences(t)}
