@@ -18,6 +18,7 @@ from cxr_pred.data.images import decode
 from cxr_pred.data.labels import CHEST, LABELS
 from cxr_pred.data.sample import plan_films, render
 from cxr_pred.language.facts import load_facts
+from cxr_pred.language.case import Case
 from cxr_pred.language.findings import template_explanation
 from cxr_pred.vision.classify import Classifier, decide
 from cxr_pred.vision.finding import Finding, confidence_word, is_spread, zones
@@ -136,7 +137,7 @@ def compared(said, film, r, classifier, facts=None, rounds=False):
     same, heat = (r.status, r.finding.label) == (said["status"], found.label), np.reshape(np.float32(said["heat"]), r.heat.shape) if rounds else r.heat
     if rounds or same: assert (found.zones, said["spread"]) == (zones(heat, found.label), is_spread(heat)), f"places of {said['status']} {found.label}"
     if facts:
-        e = template_explanation(said["status"], said["reason_code"], found, facts)
+        e = template_explanation(Case(status=said["status"], reason_code=said["reason_code"], finding=found), facts)
         assert (e.summary, e.details, e.next_steps, e.urgency) == tuple(said["said"][k] for k in ("summary", "details", "next_steps", "urgency"))
     assert [q for q in r.finding.quality_flags if q != "burnt_in_text"] == found.quality_flags
     return max(abs(p - found.probabilities[l]) for l, p in r.finding.probabilities.items())

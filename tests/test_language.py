@@ -9,6 +9,7 @@ from cxr_pred.vision.bundle import seal
 from cxr_pred.vision.toy import toy_bundle
 
 FACTS = root() / "nbs" / "language" / "facts.yaml"
+REFUSED = ("llm_bad_form", "llm_unsupported")  # a random model is cut off, or says what it must not
 
 
 def free_port() -> int:
@@ -57,17 +58,17 @@ def llm(bundle):
 @pytest.fixture
 def answered(bundle, llm):
     "Status, reason and finding of a film as the reader would send them."
-    from cxr_pred.language.sft import finding_of, grammar_pairs
+    from cxr_pred.language.sft import case_of, grammar_pairs
     from cxr_pred.language.facts import load_facts
-    return {"status": "ok", "reason_code": "ok", "finding": finding_of(grammar_pairs(5, load_facts(FACTS), no_answer_share=0)[1]).model_dump(mode="json")}
+    return {"status": "ok", "reason_code": "ok", "finding": case_of(grammar_pairs(5, load_facts(FACTS), no_answer_share=0)[1]).finding.model_dump(mode="json")}
 
 
 def test_service_answers_with_an_explanation_that_passed_the_check(llm, answered):
     r = httpx.post(f"{llm}/v1/explain", json=answered, timeout=60)
     assert r.status_code == 200 and r.json()["verified"] is True
-    assert (r.json()["source"], r.json()["fallback_reason"]) == ("template", "llm_bad_form"), "a random model writes nothing that may be shown"
+    assert r.json()["source"] == "template" and r.json()["fallback_reason"] in REFUSED, "a random model writes nothing that may be shown"
     metrics = httpx.get(f"{llm}/metrics").text
-    assert 'cxr_llm_explanations_total{reason="llm_bad_form",source="template"} 1.0' in metrics
+    assert f'cxr_llm_explanations_total{{reason="{r.json()["fallback_reason"]}",source="template"}} 1.0' in metrics
 
 
 @pytest.mark.parametrize("bad", [{}, {"status": "ok", "reason_code": "ok"}, {"status": "ok", "reason_code": "ok", "finding": None, "name": "A. Patient"}])
@@ -94,8 +95,8 @@ def test_reader_takes_the_services_answer_and_counts_the_fallback(bundle, llm, t
         while (r := room.report(report.study_id)).explanation is None:
             assert time.monotonic() < end
             time.sleep(0.1)
-        assert r.explanation.fallback_reason == "llm_bad_form"
-        assert room.metrics.value("cxr_explanation_fallbacks_total", reason="llm_bad_form") == 1
+        assert (reason := r.explanation.fallback_reason) in REFUSED
+        assert room.metrics.value("cxr_explanation_fallbacks_total", reason=reason) == 1
     finally: room.close(); room.store.close()
 
 

@@ -8,7 +8,7 @@ __all__ = ['bearer', 'PRIVATE', 'CAN_FAIL', 'DOCS', 'Problem', 'problem', 'publi
            'add_operations', 'create_app', 'bound', 'serve']
 
 # %% ../../nbs/clinic/api.ipynb #c002
-import asyncio, os, socket, tempfile, time
+import asyncio, json, os, socket, tempfile, time
 from collections.abc import Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -32,6 +32,7 @@ from .reading import Answer, ReadingRoom, check_key
 from .study import Patient, Report, Sex, Symptom
 from ..core import DISCLAIMER, CxrError, InputError, SetupError, log, problem_body, settings
 from ..data.guarded import Guard
+from ..language.case import MOST_TYPED
 from ..store import Store
 from ..vision.classify import Classifier, load_bundle
 
@@ -156,11 +157,18 @@ async def explanation_events(
     every_s: float = 0.2,     # how often the store is asked
     give_up_s: float = 300,
 ):
-    "Yield `pending` about once a second, then `explanation`, or `late` after `give_up_s`."
+    "Yield `pending` about once a second and each `sentence` once it has passed the check (`again`: those so far are void), then `explanation`, or `late` after `give_up_s`."
     start = told = time.monotonic()
+    said = []
     while True:
         report = await anyio.to_thread.run_sync(room.report, study_id)
         if report.explanation: yield sent_event("explanation", report.explanation.model_dump_json()); return
+        heard = [*room.heard.get(study_id, [])]
+        if heard[:len(said)] != said:
+            said = []
+            yield sent_event("again", "{}")
+        for sentence in heard[len(said):]: yield sent_event("sentence", json.dumps(sentence))
+        said = heard
         waited = time.monotonic() - start
         if waited > give_up_s: yield sent_event("late", f'{{"waited_s": {waited:.1f}}}'); return
         if told == start or time.monotonic() - told >= 1:
@@ -192,11 +200,12 @@ def add_reading(app: FastAPI, room: ReadingRoom, lanes: anyio.CapacityLimiter) -
     @app.post("/v1/predict", response_model=Report, tags=["films"], responses=fails(413, 415, 422, 503), summary="Read one film")
     async def predict(response: Response, file: Annotated[UploadFile, File(description="PNG, JPEG, TIFF or DICOM")],
                       age: Annotated[float | None, Form(ge=0, le=120, description="years")] = None, sex: Annotated[Sex | None, Form()] = None,
-                      symptoms: Annotated[list[Symptom], Form()] = [], patient_ref: Annotated[str | None, Form(max_length=200, description="kept as a keyed hash only")] = None,
+                      symptoms: Annotated[list[Symptom], Form()] = [], complaint: Annotated[str, Form(max_length=MOST_TYPED, description="in somebody's own words: the symptoms that it names are kept, the words are not")] = "",
+                      patient_ref: Annotated[str | None, Form(max_length=200, description="kept as a keyed hash only")] = None,
                       explain: bool = True):
         "The finding at once. The explanation comes with it, or is `pending` where a language model writes it."
         response.headers.update(PRIVATE)
-        return await in_lane(room.predict, await file.read(), Patient(age=age, sex=sex, symptoms=symptoms), patient_ref, explain)
+        return await in_lane(room.predict, await file.read(), Patient(age=age, sex=sex, symptoms=symptoms).with_words(complaint), patient_ref, explain)
 
     @app.get("/v1/studies/{study_id}", response_model=Report, tags=["films"], responses=fails(404, 503), summary="The report of a film")
     def study(study_id: str, response: Response):

@@ -22,6 +22,7 @@ from .study import Patient, Symptom
 from .words import STRINGS as S
 from ..core import CxrError, InputError, SetupError, log, settings
 from ..data.labels import CHEST, LIMB, NAMES
+from ..language.case import MOST_TYPED
 from ..vision.classify import find_bundle
 
 # %% ../../nbs/clinic/app.ipynb #c005
@@ -74,9 +75,9 @@ def take(
             with suppress(OSError): upload.parent.rmdir()  # unless somebody's upload of the same film is in it
 
 
-def answer_card(room: ReadingRoom, study_id: str) -> str:
-    "The card of a recorded study, with its pictures."
-    return card_html(room.report(study_id), *room.pictures(study_id), link=f"v1/studies/{study_id}/report.html")
+def answer_card(room: ReadingRoom, study_id: str, heard: list[str] = ()) -> str:
+    "The card of a recorded study, with its pictures and what has been heard of an explanation that is being written."
+    return card_html(room.report(study_id), *room.pictures(study_id), link=f"v1/studies/{study_id}/report.html", heard=heard)
 
 
 def read(
@@ -85,10 +86,11 @@ def read(
     age: float | None = None,    # years
     sex: str | None = None,      # "F" or "M"
     symptoms: list[str] = (),
+    complaint: str = "",         # in their own words; the symptoms that it names are kept, the words are not
 ) -> tuple[str, str]:  # the card, the study's id; no id where there is no study
     "Read a film and show the answer, or the error."
     try:
-        report = room.predict(film(), Patient(age=age, sex=sex or None, symptoms=list(symptoms)))
+        report = room.predict(film(), Patient(age=age, sex=sex or None, symptoms=list(symptoms)).with_words(complaint or ""))
         return answer_card(room, report.study_id), report.study_id
     except CxrError as e:
         room.metrics.rejects.labels(e.code).inc()
@@ -104,10 +106,11 @@ def follow(
     study_id: str,            # "" for none
     give_up_s: float = 300,
 ):
-    "Yield the card again when the explanation has been written; nothing where it is not awaited."
-    end, waited = time.monotonic() + give_up_s, False
+    "Yield the card again with every sentence of the explanation that has passed the check, and when it has been written; nothing where it is not awaited."
+    end, waited, shown = time.monotonic() + give_up_s, False, []
     while study_id and room.report(study_id).explanation_status == "pending" and time.monotonic() < end:
-        waited = True
+        waited, heard = True, [s["text"] for s in room.heard.get(study_id, [])]
+        if heard != shown: yield answer_card(room, study_id, shown := heard)
         time.sleep(0.3)
     if waited: yield answer_card(room, study_id)
 
@@ -169,7 +172,8 @@ def patient_fields() -> list:
         gr.Markdown(S["about_note"], elem_classes="quiet")
         age = gr.Number(label=S["age"], value=None, minimum=0, maximum=120, precision=0)
         sex = gr.Radio([(v.capitalize(), k) for k, v in S["sexes"].items()], label=S["sex"])
-        return [age, sex, gr.CheckboxGroup([(s.capitalize(), s) for s in get_args(Symptom)], label=S["symptoms"])]
+        return [age, sex, gr.CheckboxGroup([(s.capitalize(), s) for s in get_args(Symptom)], label=S["symptoms"]),
+                gr.Textbox(label=S["complaint"], info=S["complaint_note"], lines=2, max_length=MOST_TYPED)]
 
 
 def physician_fields(room: ReadingRoom, study) -> None:

@@ -43,9 +43,7 @@ def page_facts(
 
 def sentences() -> dict:
     "The reviewed sentences of `language.findings`, the first wording of each."
-    f = findings
-    return {"lead": f.LEADS[0], "normal": f.NORMAL_LEADS[0], "place": f.PLACES[0], "severity": f.SEVERITIES[0], "others": f.OTHERS[0], "film": f.FILMS[0],
-            "closing": f.CLOSINGS[0], "none": {k: v[0] for k, v in f.NO_LEADS.items()}, "flags": f.FLAGS}
+    return {kind: wordings[0] for kind, wordings in findings.WORDINGS["patient"].items()} | {"none": {k: v[0] for k, v in findings.NO_LEADS.items()}, "flags": findings.FLAGS}
 
 # %% ../../nbs/clinic/browser.ipynb #b008
 def page_data(b: Bundle) -> dict:

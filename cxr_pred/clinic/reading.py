@@ -114,6 +114,7 @@ class ReadingRoom:
         self.most_waiting, self.again_s = most_waiting, again_s
         self.llm_url, self.client, self.facts = llm_url, None, None
         self.own_guard, self.guard = guard is None, guard or Guard()
+        self.heard: dict[str, list[dict]] = {}  # sentences of explanations that are being written
         self.waiting = queue.SimpleQueue()   # ids of studies to be explained; the store knows them too
         self.opened, self.closed, self.problem = threading.Event(), threading.Event(), None
 
@@ -176,11 +177,19 @@ class ReadingRoom:
         report: Report,
         busy: str = "",  # why the language service is not asked; it is if empty
     ) -> Explanation:
-        "Have a report explained, and count who did it."
-        e = template_explanation(report.status, report.reason_code, report.finding, self.facts, busy) if busy else explanation_for(report, self.facts, self.client)
+        "Have a report explained, and count who did it; what is said meanwhile is in `heard`."
+        e = template_explanation(report.case(), self.facts, busy) if busy else explanation_for(report, self.facts, self.client, lambda said: self.hear(report.study_id, said))
+        self.heard.pop(report.study_id, None)
         self.metrics.explanations.labels(e.source).inc()
         if e.fallback_reason: self.metrics.fallbacks.labels(e.fallback_reason).inc()
         return e
+
+    def hear(self,
+        study_id: str,
+        said: dict | None,  # a sentence that passed the check, as {part, text}; None: what was heard so far is void
+    ) -> None:
+        "Remember a sentence of an explanation that is being written."
+        self.heard[study_id] = [*self.heard.get(study_id, []), said] if said else []
 
     def _write_waiting(self, too_many: list[str]) -> None:
         for study_id in too_many: self.write(study_id, "llm_busy" if self.client else "")

@@ -8,6 +8,7 @@ __all__ = ['LIGHT', 'DARK', 'CSS', 'CARD', 'PAGE', 'picture_png', 'data_uri', 'h
 
 # %% ../../nbs/clinic/report.ipynb #c002
 import base64, io
+from collections.abc import Sequence
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
@@ -115,7 +116,7 @@ CARD = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
 {% if r.explanation %}<p>{{ r.explanation.summary }}</p>{% if r.explanation.details %}<p>{{ r.explanation.details }}</p>{% endif %}
 {% if r.explanation.next_steps %}<h3 style="margin-top:1rem">{{ s.next_steps }}</h3><ul>{% for step in r.explanation.next_steps %}<li>{{ step }}</li>{% endfor %}</ul>{% endif %}
 <p class="soft">{{ s.source[r.explanation.source] }}</p>
-{% elif r.explanation_status == 'pending' %}<p class="pending" role="status">{{ s.explanation_pending }}</p>{% else %}<p class="soft">{{ s.explanation_off }}</p>{% endif %}</section>
+{% elif r.explanation_status == 'pending' %}{% if heard %}<p>{{ heard|join(' ') }}</p>{% endif %}<p class="pending" role="status">{{ s.explanation_pending }}</p>{% else %}<p class="soft">{{ s.explanation_off }}</p>{% endif %}</section>
 {% if r.status == 'ok' %}<section class="bars"><h3>{{ s.confidence }}</h3>{{ rows(items[:4]) }}<details{{ ' open' if full }}><summary>{{ items[4:]|length }} more</summary>{{ rows(items[4:]) }}</details></section>
 {% elif r.finding %}<section class="bars"><details{{ ' open' if full }}><summary>{{ s.considered }}</summary>{{ rows(items) }}</details></section>{% endif %}
 {% if r.status == 'ok' or flags or patient %}<section class="about"><h3>{{ s.quality }}</h3><dl>
@@ -134,13 +135,14 @@ def card_html(
     heat: np.ndarray | None = None,  # (16, 16) float; drawn for an answer only, and not where it is spread
     full: bool = False,              # everything unfolded, for print
     link: str = "",                  # address of the printable report
+    heard: Sequence[str] = (),       # sentences of an explanation that is being written
 ) -> str:
     "The report as a piece of HTML that stands alone but for CSS."
     f = report.finding
     drawn = film is not None and heat is not None and report.status == "ok"
     wide = drawn and report.spread
     over = drawn and not wide
-    return CARD.render(r=report, s=STRINGS, full=full, link=link, headline=headline(report), patient=patient_line(report.patient),
+    return CARD.render(r=report, s=STRINGS, full=full, link=link, heard=[*heard], headline=headline(report), patient=patient_line(report.patient),
         sure=confidence_line(f) if f else "", in_set=set_sentence(f) if f else "", items=bars(f) if f else [], flags=[flag_words(q) for q in f.quality_flags] if f else [],
         zones=place_words(report), wide=wide, note=STRINGS["heat_note" if f and f.region == "chest" else "heat_note_limb"],
         name=STRINGS["picture" if report.status == "rejected" else "film"], film=data_uri(Image.fromarray(film.pixels)) if film is not None else "", over=data_uri(heat_overlay(film.pixels, heat, 640)) if over else "")

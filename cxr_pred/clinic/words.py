@@ -24,6 +24,8 @@ STRINGS = {
     "sex": "Sex",
     "sexes": {"F": "female", "M": "male"},
     "symptoms": "Symptoms",
+    "complaint": "Or in your own words",
+    "complaint_note": "The symptoms above are picked out of it. The words themselves are not kept.",
     "waiting_title": "No film yet",
     "waiting": "Drop a film, or try an example. It is read on this machine and kept there, without its file name and without what the file says of the patient's name. A name printed into the picture stays in it.",
     "knows": "What it can name",

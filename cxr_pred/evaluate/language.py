@@ -8,14 +8,14 @@ __all__ = ['KINDS', 'kinds_of', 'rates', 'final_rates']
 # %% ../../nbs/evaluate/language.ipynb #c002
 from collections.abc import Sequence
 
+from ..language.case import Case
 from ..language.findings import Explanation, assemble, parse_answer
-from ..language.generate import Case
 from ..language.sft import edited_parts
 from ..language.verify import check
 
 # %% ../../nbs/evaluate/language.ipynb #c004
 KINDS = {
-    "unsupported_finding_rate": {"condition", "side", "zone", "severity", "certainty", "number", "medicine"},
+    "unsupported_finding_rate": {"condition", "side", "zone", "severity", "certainty", "number", "medicine", "symptom"},
     "contradiction_rate": {"negation", "missing"},
     "urgency_below_rule_rate": {"urgency"},
     "form_rate": {"length", "repeat", "leak", "characters", "form"},
@@ -24,13 +24,13 @@ KINDS = {
 
 def kinds_of(
     text: str,    # what the model wrote
-    case: Case,   # status, reason code, finding
+    case: Case,
     facts: dict,
 ) -> set[str]:
     "The kinds of problem that a model's text has; empty for one that passes."
     said = parse_answer(text)
-    written = assemble(said or edited_parts(text, []), *case, facts, source="llm", verified=False)
-    found = {p.split(":")[0] for p in check(written, case[0], case[2], facts, case[1])}
+    written = assemble(said or edited_parts(text), case, facts, source="llm", verified=False)
+    found = {p.split(":")[0] for p in check(written, case, facts)}
     return found if said else found | {"form"}
 
 # %% ../../nbs/evaluate/language.ipynb #c007
@@ -52,5 +52,5 @@ def final_rates(
 ) -> dict[str, float]:
     "The same of finished explanations, and the share that the template wrote."
     if not explanations or len(explanations) != len(cases): raise ValueError(f"{len(explanations)} explanations for {len(cases)} cases")
-    found = [{p.split(":")[0] for p in check(e, c[0], c[2], facts, c[1])} for e, c in zip(explanations, cases)]
+    found = [{p.split(":")[0] for p in check(e, c, facts)} for e, c in zip(explanations, cases)]
     return {name: sum(bool(f & kinds) for f in found) / len(found) for name, kinds in KINDS.items()} | {"fallback_rate": sum(e.source == "template" for e in explanations) / len(found), "n": len(found)}

@@ -11,12 +11,15 @@ export const confidenceWord = p => p >= 0.9 ? 'very likely' : p >= 0.7 ? 'likely
 function details(finding, facts, said) {
   const out = [], flags = finding.quality_flags.map(f => said.flags[f]).filter(Boolean), sides = [...new Set(finding.zones.map(z => z.split(' ')[0]))].filter(w => w === 'left' || w === 'right');
   const side = sides.length === 2 ? ' (left and right are your own sides)' : sides.length ? ` (${sides[0]} is your own ${sides[0]} side)` : '';
-  const others = finding.prediction_set.filter(l => l !== finding.label && l !== 'NORMAL').map(l => article(facts.classes[l].name));
   if (finding.zones.length) out.push(fill(said.place, { zones: joined(finding.zones), side }));
   if (['mild', 'moderate', 'severe'].includes(finding.severity)) out.push(fill(said.severity, finding));
-  if (others.length) out.push(fill(said.others, { others: joined(others, 'or') }));
   if (flags.length) out.push(fill(said.film, { flags: joined(flags) }));
   return out;
+}
+
+function others(finding, facts, said) {
+  const names = finding.prediction_set.filter(l => l !== finding.label && l !== 'NORMAL').map(l => article(facts.classes[l].name));
+  return names.length ? [fill(said.others, { others: joined(names, 'or') })] : [];
 }
 
 export function explain({ status, reason_code, finding }, { facts, said }) {
@@ -25,6 +28,6 @@ export function explain({ status, reason_code, finding }, { facts, said }) {
   const urgency = URGENCIES[Math.max(...levels.map(l => URGENCIES.indexOf(l)))];
   const steps = texts(entry, 'next_steps'), first = urgency === entry.urgency ? steps.slice(0, 1) : [facts.escalation[urgency][0]];
   const summary = !ok ? said.none[status] : fill(finding.label === 'NORMAL' ? said.normal : said.lead, { name: article(entry.name), word: confidenceWord(finding.probability) });
-  const told = ok ? [...texts(entry, 'what_it_is', 'feels_like'), ...details(finding, facts, said), said.closing] : texts(entry, 'what_it_is');
+  const told = ok ? [...others(finding, facts, said), ...texts(entry, 'what_it_is', 'feels_like'), ...details(finding, facts, said), said.closing] : texts(entry, 'what_it_is');
   return { summary, details: [...told, ...texts(entry, 'caveat')].join(' '), next_steps: [...first, ...steps.slice(1), ...texts(entry, 'urgent_signs')], urgency };
 }
