@@ -11,7 +11,7 @@ STAMP := .venv/.set-up
 IS_3_11 := import sys; sys.exit(sys.version_info[:2] != (3, 11))
 PIPELINE := $(if $(filter sample,$(PROFILE)),dvc.yaml,profiles/$(PROFILE)/dvc.yaml)
 
-.PHONY: help setup run test test-all app lab release browser readme test-deps simulate
+.PHONY: help setup run test test-all app lab release release-words browser readme test-deps deploy-checks deploy-locks ci simulate
 
 help:
 	@echo "make run        set up, run the pipeline, explain one film (PROFILE=sample, or PROFILE=clinical DATA=folder)"
@@ -21,9 +21,13 @@ help:
 	@echo "make lab        set up, then the notebooks in JupyterLab"
 	@echo "make simulate   play a hospital's day in three minutes against a reader of its own, and count what was lost"
 	@echo "make release    copy the clinical run's bundle to models/release"
+	@echo "make release-words  give models/release the clinical run's language model and today's facts; the part that reads films stays"
 	@echo "make browser    a folder that reads films on a phone, for any web server: build/browser (needs npm; BUNDLE=folder for another bundle)"
 	@echo "make readme     write README.md from nbs/index.ipynb"
-	@echo "make test-deps  what the full test can use beside: chromium from Debian, and ONNX Runtime Web where npm is"
+	@echo "make test-deps  what the full test can use beside: chromium, promtool, amtool, haproxy, dcmtk, dicom3tools and Orthanc from Debian, deploy-checks, and ONNX Runtime Web where npm is"
+	@echo "make deploy-checks  .venv-deploy: the tools that check deploy/ and .github/workflows/ (npm for the schemas of Argo Rollouts and its like)"
+	@echo "make ci         what the workflows do, as far as one machine can: lint, tests, training of the sample, gate, package, staging"
+	@echo "make deploy-locks   cut the images' locks out of requirements.lock"
 
 setup: $(STAMP)
 
@@ -63,6 +67,9 @@ simulate: setup
 release: setup
 	@$(ENV) python -m cxr_pred.vision.bundle release
 
+release-words: setup
+	@$(ENV) python -m cxr_pred.evaluate.renew
+
 # the version and its SHA-512 are in package-lock.json; the registry is npm's own setting
 RUNTIME := deploy/browser/node_modules/.package-lock.json
 $(RUNTIME): deploy/browser/package-lock.json deploy/browser/package.json
@@ -75,8 +82,29 @@ browser: setup $(RUNTIME)
 
 test-deps:
 	@test "$$(id -u)" = 0 || { echo "This installs Debian packages: run it as root, or sudo make test-deps."; exit 1; }
-	apt-get update -q && apt-get install -y -q --no-install-recommends chromium
+	apt-get update -q && apt-get install -y -q --no-install-recommends chromium prometheus prometheus-alertmanager haproxy dcmtk dicom3tools orthanc orthanc-dicomweb
+	@$(MAKE) --no-print-directory deploy-checks
 	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(RUNTIME); else echo "There is no npm: the test of the page in the browser is left out."; fi
+
+CHECKS := .venv-deploy/.set-up
+deploy-checks: $(CHECKS)
+
+$(CHECKS): deploy/checks/requirements.lock deploy/checks/package-lock.json | $(STAMP)
+	@test -x .venv-deploy/bin/python || $(BIN)/uv venv --quiet --python $(BIN)/python .venv-deploy
+	@$(BIN)/uv pip sync --quiet --require-hashes --python .venv-deploy/bin/python deploy/checks/requirements.lock || { echo "The checkers could not be installed. Check the network (UV_INDEX_URL for a mirror); then run the same command again."; exit 1; }
+	@if command -v npm >/dev/null; then cd deploy/checks && npm ci --silent; else echo "There is no npm: the schemas of Argo Rollouts, KEDA, the Gateway and the Prometheus operator are left out."; fi
+	@touch $@
+
+ci: setup deploy-checks
+	@deploy/ci/lint.sh
+	@$(MAKE) --no-print-directory test
+	@$(MAKE) --no-print-directory run
+	@$(BIN)/python deploy/ci/gate.py runs/$(PROFILE)/metrics
+	@deploy/ci/package.sh
+	@deploy/ci/staging.sh
+
+deploy-locks: setup
+	@$(ENV) deploy/docker/requirements/compile.sh
 
 # README.md is nbs/index.ipynb
 readme:

