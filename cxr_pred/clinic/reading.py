@@ -45,7 +45,6 @@ class Metrics:
         self.explanations = Counter("cxr_explanations", "Explanations written", ["source"], registry=r)
         self.fallbacks = Counter("cxr_explanation_fallbacks", "Explanations that the template had to write", ["reason"], registry=r)
         self.feedback = Counter("cxr_feedback", "Physicians' answers", ["agrees"], registry=r)
-        self.failures = Counter("cxr_failures", "Requests that the service could not answer though they were right", ["code"], registry=r)
 
     def value(self, name: str, **labels) -> float:
         "The present value of a sample, 0 where it has not been counted yet."
