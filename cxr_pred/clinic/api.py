@@ -78,7 +78,7 @@ def add_error_handlers(app: FastAPI, rejects, failures) -> None:
         if isinstance(e, InputError): rejects.labels(e.code).inc()
         elif isinstance(e, CxrError): log.warning("%s", e.code)
         else: log.error("%s", type(e).__name__, exc_info=e)
-        if answer.status_code >= 500: failures.labels(json.loads(answer.body)["code"]).inc()
+        if answer.status_code >= 500: failures.labels(e.code if isinstance(e, CxrError) else "store_unavailable" if isinstance(e, SQLAlchemyError) else "internal_error").inc()
         return answer
 
     def of_request(request: Request, e: RequestValidationError) -> JSONResponse:
@@ -314,13 +314,15 @@ def serve(
     port: int = 8000,            # 0: any that is free
     ui: bool = True,             # with the page at /
     llm_url: str | None = None,  # base URL of the language service; `settings().llm_url` if None
+    model: str = "small",        # the bundle's accurate network, or edge, its quick one
 ) -> None:
-    "Run the service until it is stopped, and print its address. Raises `SetupError`: no_bundle, no_credentials, cannot_listen."
+    "Run the service until it is stopped, and print its address. Raises `SetupError`: no_bundle, no_credentials, no_such_model, cannot_listen."
     import uvicorn
     load_bundle()  # a service that can never be ready should not start
     if host not in ("127.0.0.1", "localhost", "::1"): check_address(host, Store())
+    classifier = None if model == "small" else Classifier(size=model)
     sock = bound(host, port)
-    app = create_app(ui=ui, llm_url=llm_url)
+    app = create_app(classifier, ui=ui, llm_url=llm_url)
     if ui: tempfile.tempdir = os.environ["GRADIO_TEMP_DIR"]  # where Gradio's parser leaves an upload that broke off: it is swept there
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=5))
     print(f"X-ray reader: http://{host}:{sock.getsockname()[1]}/ (REST: /docs). Ctrl-C stops it.", flush=True)

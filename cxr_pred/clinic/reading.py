@@ -44,6 +44,7 @@ class Metrics:
         self.failures = Counter("cxr_failures", "Requests that the service itself failed", ["code"], registry=r)
         self.explanations = Counter("cxr_explanations", "Explanations written", ["source"], registry=r)
         self.fallbacks = Counter("cxr_explanation_fallbacks", "Explanations that the template had to write", ["reason"], registry=r)
+        self.engine_fallbacks = Counter("cxr_engine_fallbacks", "Starts with the bundle's second engine, since the first needs a package that is not installed", registry=r)
         self.feedback = Counter("cxr_feedback", "Physicians' answers", ["agrees"], registry=r)
 
     def value(self, name: str, **labels) -> float:
@@ -138,6 +139,7 @@ class ReadingRoom:
             self.guard.start()
             self.store = self.store or Store()
             self.classifier = self.classifier or Classifier()
+            if self.classifier.fallback: self.metrics.engine_fallbacks.inc()
             self.classifier.bundle.read("facts.yaml")  # refuses one that somebody changed
             self.facts = load_facts(self.classifier.facts_path)
             noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)

@@ -16,7 +16,8 @@ import torch
 from tqdm.auto import tqdm
 
 from ..core import SetupError, rounded
-from .classify import onnx_session, softmax
+from .classify import softmax
+from .engine import onnx_session
 from .vit import Reader
 
 # %% ../../nbs/vision/export.ipynb #c005
