@@ -104,7 +104,7 @@ class Stack:
     def __init__(self, folder: Path):
         self.folder, self.children = folder, []
         from cxr_pred.vision.toy import toy_bundle
-        bundle = toy_bundle(folder / "toy", facts=ROOT / "models/release/facts.yaml")
+        bundle = toy_bundle(folder / "toy", facts=ROOT / "nbs/language/facts.yaml")
         drift_reference(folder / "reference.json")
         env = os.environ | {"CXR_BUNDLE": str(bundle), "CXR_STATE": str(folder / "state"), "CXR_PHYSICIAN_KEY": KEY, "OMP_NUM_THREADS": "1"}
         self.webhook, self.gpu = Listener(), Listener('DCGM_FI_DEV_FB_USED{gpu="0"} 60\nDCGM_FI_DEV_FB_FREE{gpu="0"} 40\n')
