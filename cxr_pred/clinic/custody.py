@@ -17,7 +17,7 @@ from sqlalchemy import delete, func, insert, select, text
 
 from .auth import clinic_settings
 from ..core import InputError, SetupError, log, read_json, settings, sha256_file, write_json
-from ..database import now, plain_url, reach, version_of, writer
+from ..database import now, plain_url, reach, writer
 from ..store import NEWEST, Store, connect, is_id
 from ..tables import GENESIS, Asked, Audit, Base, Explained, Feedback, Kept, Prediction, Study, append
 
