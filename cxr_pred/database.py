@@ -49,7 +49,7 @@ def plain_url(url: str):
     return u
 
 # %% ../nbs/00a_database.ipynb #c011
-PRAGMAS = ("busy_timeout=10000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON")
+PRAGMAS = ("busy_timeout=30000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON")
 
 
 def reach(

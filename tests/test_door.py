@@ -194,6 +194,7 @@ def test_nothing_that_names_a_patient_is_kept_counted_said_or_logged(client, sto
     caplog.set_level(logging.DEBUG)
     data, name, words = planted(); ref, once, person, password = (secret(n) for n in range(910, 914)); words += [ref, once, person, password]
     said = client.post("/v1/predict", files={"file": (name, data)}, data={"patient_ref": ref}, headers={"Idempotency-Key": once})
+    assert said.status_code == 200, said.text
     study, who = said.json()["study_id"], bearer(add_key(store, "dr-a", "physician")[0])
     answers = [said, client.post("/v1/login", json=dict(name=person, password=password)), client.post("/v1/login", json=dict(name=person, passwort=password)), client.post("/v1/feedback", json=dict(study_id=person, confirmed_label="NORMAL"), headers=who),
                client.post("/v1/feedback", json=dict(study_id=study, confirmed_label=person), headers=who), client.get(f"/v1/worklist?label={person}", headers=who), client.get(f"/v1/worklist?cursor={person}", headers=who), client.get(f"/v1/worklist/{person}", headers=who),

@@ -11,7 +11,7 @@ import hashlib, hmac, ipaddress, re, secrets, time
 from collections.abc import Callable
 from functools import lru_cache
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Request
 from fastapi.responses import RedirectResponse
 from sqlalchemy import select
 

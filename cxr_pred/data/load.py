@@ -20,7 +20,6 @@ from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 from sqlalchemy import JSON, Engine, ForeignKey, String, Table, func, select
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from tqdm.auto import tqdm
 
