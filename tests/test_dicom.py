@@ -256,6 +256,12 @@ def test_dcmtk_sends_and_receives(serving, films, tmp_path):
     assert all(o.PatientID == "" for o in got)
 
 
+def test_the_service_starts_without_the_libraries_that_it_may_never_need():
+    "highdicom takes seconds to import, FHIR's models one: not before the first report is asked for."
+    said = "import sys, cxr_pred.clinic.api; print(sorted({'highdicom', 'fhir', 'pynetdicom', 'pydicom', 'torch'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, cwd=root()).stdout.strip() == "[]"
+
+
 def test_the_command_line_writes_both(bundle, films, tmp_path):
     "A DICOM film's report lies in its own study and names its patient; a PNG's report has a study of its own."
     from PIL import Image
@@ -289,10 +295,11 @@ def orthanc_settings(folder: Path, service_dicom: int, service_web: str) -> dict
             "DicomModalities": {"cxr": ["CXR_PRED", "127.0.0.1", service_dicom]}, "DicomWeb": {"Enable": True, "Root": "/dicom-web/", "Servers": {"cxr": {"Url": f"{service_web}/dicomweb/", "HasDelete": False}}}}
 
 
-def start_orthanc(folder: Path, dicom: int, web: str):
+def start_orthanc(folder: Path, dicom: int, web: str, running: list):
     folder.mkdir(exist_ok=True); (folder / "db").mkdir(exist_ok=True)
     (folder / "orthanc.json").write_text(json.dumps(orthanc_settings(folder, dicom, web)))
     p = subprocess.Popen([shutil.which("Orthanc") or "orthanc", str(folder / "orthanc.json")], stdout=open(folder / "log", "ab"), stderr=subprocess.STDOUT)
+    running.append(p)
     def up():
         assert p.poll() is None, (folder / "log").read_text()[-2000:]
         try: return httpx.get("http://127.0.0.1:8042/system", timeout=30, trust_env=False).status_code == 200
@@ -316,14 +323,15 @@ def with_orthanc(way: str, bundle: str, films: str, folder: str) -> None:
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     peer = "ORTHANC@127.0.0.1:4242" if way == "dicom" else "http://127.0.0.1:8042/dicom-web"
     env = os.environ | {"CXR_BUNDLE": bundle, "CXR_STATE": str(folder / "state"), "CXR_DICOM_PEER": peer, "CXR_DICOM_CALLING": "ORTHANC", "OMP_NUM_THREADS": "1"}
-    web, dicom = "http://127.0.0.1:8090", 11112
+    web, dicom, running = "http://127.0.0.1:8090", 11112, []
     def start_service():
         p = subprocess.Popen([sys.executable, "-W", "ignore", "-m", "cxr_pred.cli", "serve", "--no-ui", "--port", "8090", "--dicom-port", str(dicom)], stdout=subprocess.DEVNULL, stderr=open(folder / "service.log", "ab"), env=env)
+        running.append(p)
         until(lambda: ready(web) or p.poll() is not None, 400)
         assert p.poll() is None, (folder / "service.log").read_text()[-3000:]
         return p
-    orthanc, service = start_orthanc(folder / "orthanc", dicom, web), start_service()
     try:
+        orthanc, service = start_orthanc(folder / "orthanc", dicom, web, running), start_service()
         post = lambda path, **k: httpx.post(f"http://127.0.0.1:8042{path}", timeout=400, trust_env=False, **k)
         files = sorted(Path(films).glob("*.dcm"))
         ids = [post("/instances", content=f.read_bytes()).json()["ID"] for f in files]
@@ -339,14 +347,14 @@ def with_orthanc(way: str, bundle: str, films: str, folder: str) -> None:
         until(lambda: metric(web, "cxr_dicom_results_total", '{outcome="peer_away"}') >= 1)
         said["waiting"] = metric(web, "cxr_dicom_results_waiting")
         service.kill(); service.wait()
-        orthanc, service = start_orthanc(folder / "orthanc", dicom, web), start_service()
+        orthanc, service = start_orthanc(folder / "orthanc", dicom, web, running), start_service()
         until(lambda: any(t["Modality"] == "SR" for t in results_in_orthanc(patients[2])), 400, "the result that waited did not arrive")
         said["results"] = [sorted((t["Modality"], t["PatientName"], t["StudyInstanceUID"]) for t in results_in_orthanc(p)) for p in patients[:3]]
         said["studies in orthanc"] = len(httpx.get("http://127.0.0.1:8042/studies", timeout=120, trust_env=False).json())
         said["unnamed"] = metric(web, "cxr_dicom_results_unnamed_total")
         said["delivered"] = metric(web, "cxr_dicom_results_total", '{outcome="delivered"}')
     finally:
-        for p in (service, orthanc): p.kill(); p.wait()
+        for p in running: p.kill(); p.wait()
     print(json.dumps(said))
 
 
