@@ -13,7 +13,7 @@ from prometheus_client import Counter
 from sqlalchemy.exc import SQLAlchemyError
 
 from .origin import DicomSource, Origin, content_hash, is_uid, read_before, read_head, source_row
-from .outbox import DicomResult, Outbox
+from .outbox import DicomResult, Outbox, said_safely
 from .reading import ReadingRoom
 from ..core import CxrError, InputError, SetupError, log, settings
 from ..store import Base
@@ -54,7 +54,7 @@ def refused(
 ) -> Receipt:
     "The receipt for an error."
     code = e.code if isinstance(e, CxrError) else "store_unavailable" if isinstance(e, SQLAlchemyError) else "internal_error"
-    if code == "internal_error": log.error("an object could not be taken: %s", type(e).__name__, exc_info=e)
+    if code == "internal_error": log.error("an object could not be taken: %s", said_safely(e))
     known = REASONS.get(code)
     return Receipt(sop_class, sop_uid, "", code, known if known is not None else RESOURCES if isinstance(e, (SetupError, SQLAlchemyError)) else NOT_UNDERSTOOD)
 

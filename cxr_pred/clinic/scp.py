@@ -11,7 +11,7 @@ import ipaddress
 from prometheus_client import Counter
 
 from .intake import FILM_CLASSES, FAILED, SYNTAXES, Intake
-from .outbox import DicomSettings, quiet
+from .outbox import DicomSettings, quiet, said_safely
 from ..core import SetupError, log, settings
 
 # %% ../../nbs/clinic/scp.ipynb #c005
@@ -97,5 +97,5 @@ class Listener:
         self.fresh(event)
         try: return self.intake.take(event.encoded_dataset(), "cstore", expected=(str(event.request.AffectedSOPClassUID), str(event.request.AffectedSOPInstanceUID))).reason
         except Exception as e:
-            log.error("a C-STORE failed: %s", type(e).__name__, exc_info=e)
+            log.error("a C-STORE failed: %s", said_safely(e))
             return FAILED
