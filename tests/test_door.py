@@ -71,6 +71,8 @@ def test_each_role_enters_its_own_doors(client, store):
 def test_a_clinic_may_close_the_door_for_films(client, set_env, store):
     set_env(films_need_role="true")
     assert problem_of(client.post("/v1/predict", content=b"not even a form"), 401)["code"] == "wrong_key", "asked before the body is read"
+    for path in ("/dicomweb/studies", "/dicomweb/studies/1.2.3"): assert problem_of(client.post(path, content=b"no films"), 401)["code"] == "wrong_key", "films that come by STOW too"
+    assert client.post("/dicomweb/studies", content=b"no films", headers=bearer(add_key(store, "archive", "service")[0])).status_code == 415
     assert client.post("/v1/predict", files={"file": encoded(pattern())}, headers=bearer(add_key(store, "pacs", "service")[0])).status_code == 200
 
 

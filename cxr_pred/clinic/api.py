@@ -29,7 +29,7 @@ from .. import __version__
 from .auth import check_address
 from .custody import keep_swept
 from .dicomweb import add_dicomweb
-from .door import AskingRoute, Door, IdempotencyKey, PhysicianRoute, add_login, add_worklist, bearer
+from .door import AskingRoute, Door, IdempotencyKey, PhysicianRoute, add_login, add_worklist, bearer, sender_of
 from .oidc import add_oidc
 from .reading import Answer, ReadingRoom
 from .study import Patient, Report, Sex, Symptom
@@ -293,7 +293,7 @@ def create_app(
     add_worklist(app, room, fails)
     add_reading(app, room, anyio.CapacityLimiter(os.cpu_count() or 2))
     add_operations(app, room)
-    add_dicomweb(app, room)
+    add_dicomweb(app, room, [Depends(sender_of)])
     if ui:
         from cxr_pred.clinic.app import mount
         mount(app, room)

@@ -99,7 +99,7 @@ def add_stow(app: FastAPI, intake: Intake, rules: Sequence = ()) -> None:
 def add_dicomweb(
     app: FastAPI,
     room: ReadingRoom,
-    rules: Sequence = (),  # the service's dependencies that say who may
+    rules: Sequence = (),  # the service's dependencies that say who may send
 ) -> None:
     "Add FHIR, DICOM reports, STOW-RS, the queue of results and the DICOM listener. Raises `SetupError`: bad_settings, bad_peer, open_door."
     quiet()
@@ -122,5 +122,5 @@ def add_dicomweb(
             await anyio.to_thread.run_sync(outbox.close)
 
     app.router.lifespan_context = beside
-    add_studies(app, room, rules)
+    add_studies(app, room)
     add_stow(app, intake, rules)
