@@ -24,7 +24,7 @@ def boundary_of(content_type: str) -> bytes:
     if m.get_content_type() != "multipart/related" or (m.get_param("type") or "application/dicom").lower() != "application/dicom":
         raise InputError("unsupported_media_type", "The request is not multipart/related with parts of application/dicom.", 'Send Content-Type: multipart/related; type="application/dicom"; boundary=...', status=415)
     boundary = m.get_param("boundary") or ""
-    if not re.fullmatch(r"[0-9A-Za-z'()+_,./:=? -]{1,70}", boundary): raise InputError("bad_multipart", "The Content-Type names no valid boundary.", "See RFC 2046, 5.1.1.", status=400)
+    if not re.fullmatch(r"[0-9A-Za-z'()+_,./:=? -]{1,200}", boundary): raise InputError("bad_multipart", "The Content-Type names no valid boundary.", "See RFC 2046, 5.1.1.", status=400)
     return boundary.encode()
 
 
