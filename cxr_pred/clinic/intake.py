@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from prometheus_client import Counter
 from sqlalchemy.exc import SQLAlchemyError
 
-from .origin import DicomSource, Origin, content_hash, is_uid, read_before, read_head, source_row
+from .origin import Origin, content_hash, is_uid, read_before, read_head, source_row, source_table
 from .outbox import DicomResult, Outbox, said_safely
 from .reading import ReadingRoom
 from ..core import CxrError, InputError, SetupError, log, settings
-from ..store import Base
 
 # %% ../../nbs/clinic/intake.ipynb #c005
 FILM_CLASSES = {
@@ -94,7 +93,7 @@ class Intake:
 
     def _tables(self) -> None:
         self.room.check(wait_s=20)
-        if not self.tables: Base.metadata.create_all(self.room.store.engine, tables=[DicomSource.__table__, DicomResult.__table__]); self.tables = True
+        if not self.tables: source_table(self.room.store, DicomResult.__table__); self.tables = True
 
     def _again(self, data: bytes, head) -> Receipt | None:
         self._tables()

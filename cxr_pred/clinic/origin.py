@@ -15,6 +15,7 @@ from pathlib import Path
 
 from sqlalchemy import ForeignKey, String, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy.schema import CreateIndex, CreateTable
 
 from ..core import InputError
 from ..data.dicom import DEFLATED, syntax_of
@@ -116,9 +117,15 @@ class DicomSource(Base):
     created_at: Mapped[datetime] = mapped_column(UTC, default=now)
 
 
-def source_table(store: Store) -> None:
-    "Make the table where it is missing."
-    Base.metadata.create_all(store.engine, tables=[DicomSource.__table__])
+def source_table(
+    store: Store,
+    *more,  # other tables
+) -> None:
+    "Make the table where it is missing, whoever else may be making it."
+    with store.engine.begin() as c:
+        for table in (DicomSource.__table__, *more):
+            c.execute(CreateTable(table, if_not_exists=True))
+            for index in table.indexes: c.execute(CreateIndex(index, if_not_exists=True))
 
 
 def content_hash(store: Store, data: bytes) -> str:
