@@ -167,14 +167,14 @@ def test_the_language_service_explains_and_the_template_stands_in(place):
         def log_message(self, *a): return
         def do_POST(self):
             asked.append((self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
-            body = wrote.model_dump_json().encode()
+            body = f"event: explanation\ndata: {wrote.model_dump_json()}\n\n".encode()
             self.send_response(200); self.send_header("Content-Length", str(len(body))); self.end_headers(); self.wfile.write(body)
     asked, server = [], ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     proxy = {"HTTP_PROXY": "http://127.0.0.1:9", "ALL_PROXY": "http://127.0.0.1:9"}  # a finding goes to the service, not to a proxy
     try: e = json.loads(cxr(place, "predict", "--json", "film.png", CXR_LLM_URL=f"http://127.0.0.1:{server.server_port}", **proxy).stdout)[0]["explanation"]
     finally: server.shutdown(); server.server_close()
-    assert e["source"] == "llm" and [p for p, _ in asked] == ["/v1/explain"] and set(asked[0][1]) == {"status", "reason_code", "finding"}, "no more than the finding leaves"
+    assert e["source"] == "llm" and [p for p, _ in asked] == ["/v1/explain"] and set(asked[0][1]) == {"status", "reason_code", "finding", "reader", "age_group", "symptoms"}, "no more than the case leaves"
     r = cxr(place, "predict", "--json", "film.png", CXR_LLM_URL=f"http://127.0.0.1:{server.server_port}")
     e = json.loads(r.stdout)[0]["explanation"]
     assert r.returncode == 0 and (e["source"], e["fallback_reason"]) == ("template", "llm_unreachable")
@@ -237,7 +237,7 @@ class Page:
         "Send a path to the callback of a dropped film; whether it succeeded, and all that came back."
         session = f"s{time.monotonic_ns()}"
         film = {"path": str(path), "meta": {"_type": "gradio.FileData"}, **more}
-        r = self.http.post("/gradio_api/queue/join", json={"data": [film, None, None, []], "fn_index": self.drop, "session_hash": session})
+        r = self.http.post("/gradio_api/queue/join", json={"data": [film, None, None, [], ""], "fn_index": self.drop, "session_hash": session})
         assert r.status_code == 200, r.text
         with self.http.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as events:
             for event in events.iter_lines():
