@@ -83,19 +83,19 @@ def answer_card(room: ReadingRoom, study_id: str, heard: list[str] = ()) -> str:
 def read(
     room: ReadingRoom,
     film: Callable[[], bytes],   # gives the bytes of the film's file
-    age: float | None = None,    # years
+    age: str | float | None = None,  # years, as typed; empty where nobody said
     sex: str | None = None,      # "F" or "M"
     symptoms: list[str] = (),
     complaint: str = "",         # in their own words; the symptoms that it names are kept, the words are not
 ) -> tuple[str, str]:  # the card, the study's id; no id where there is no study
     "Read a film and show the answer, or the error."
     try:
-        report = room.predict(film(), Patient(age=age, sex=sex or None, symptoms=list(symptoms)).with_words(complaint or ""))
+        report = room.predict(film(), Patient(age=(str(age).strip() if age is not None else "") or None, sex=sex or None, symptoms=list(symptoms)).with_words(complaint or ""))
         return answer_card(room, report.study_id), report.study_id
     except CxrError as e:
         room.metrics.rejects.labels(e.code).inc()
         return error_card(e), ""
-    except ValidationError: return error_card(InputError("invalid_request", "The age must be between 0 and 120 years.")), ""
+    except ValidationError: return error_card(InputError("invalid_request", "The age must be a number between 0 and 120 years.")), ""
     except Exception as e:  # whatever it is: the answer to another film must not stay on the page
         log.exception("the page could not answer")
         return error_card(e), ""
@@ -170,7 +170,7 @@ def patient_fields() -> list:
     import gradio as gr
     with gr.Accordion(S["about"], open=False):
         gr.Markdown(S["about_note"], elem_classes="quiet")
-        age = gr.Number(label=S["age"], value=None, minimum=0, maximum=120, precision=0)
+        age = gr.Textbox(label=S["age"], max_length=5, html_attributes=gr.InputHTMLAttributes(inputmode="numeric", autocomplete="off"))  # a number field of Gradio's shows and sends 0 where nothing was typed
         sex = gr.Radio([(v.capitalize(), k) for k, v in S["sexes"].items()], label=S["sex"])
         return [age, sex, gr.CheckboxGroup([(s.capitalize(), s) for s in get_args(Symptom)], label=S["symptoms"]),
                 gr.Textbox(label=S["complaint"], info=S["complaint_note"], lines=2, max_length=MOST_TYPED)]
