@@ -170,7 +170,7 @@ def patient_fields() -> list:
     import gradio as gr
     with gr.Accordion(S["about"], open=False):
         gr.Markdown(S["about_note"], elem_classes="quiet")
-        age = gr.Textbox(label=S["age"], max_length=5, html_attributes=gr.InputHTMLAttributes(inputmode="numeric", autocomplete="off"))  # a number field of Gradio's shows and sends 0 where nothing was typed
+        age = gr.Textbox(label=S["age"], max_length=5)  # a number field of Gradio's shows and sends 0 where nothing was typed
         sex = gr.Radio([(v.capitalize(), k) for k, v in S["sexes"].items()], label=S["sex"])
         return [age, sex, gr.CheckboxGroup([(s.capitalize(), s) for s in get_args(Symptom)], label=S["symptoms"]),
                 gr.Textbox(label=S["complaint"], info=S["complaint_note"], lines=2, max_length=MOST_TYPED)]
