@@ -248,7 +248,7 @@ def toy_base(
     learned = json.loads(tok.to_str())["model"]
     tokens = sorted(learned["vocab"], key=learned["vocab"].get)
     tok = bpe_tokenizer(tokens, [m if isinstance(m, str) else " ".join(m) for m in learned["merges"]], CHAT_TOKENS)
-    config = Config.from_name(WHEEL["model"], n_layer=2, n_head=3, n_embd=96, n_query_groups=1, head_size=32, intermediate_size=192, block_size=block, vocab_size=len(tokens), padded_vocab_size=len(tokens))
+    config = Config.from_name(WHEEL["model"], n_layer=2, n_head=4, n_embd=128, n_query_groups=1, head_size=32, intermediate_size=192, block_size=block, vocab_size=len(tokens), padded_vocab_size=len(tokens))
     config.name = "SmolLM2-toy-Instruct"
     torch.manual_seed(seed)
     model = GPT(config)
