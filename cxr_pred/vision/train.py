@@ -206,7 +206,7 @@ class Tuner(L.LightningModule):
         if x.ndim == 2: return x
         if x.dtype == torch.uint8:
             with torch.set_grad_enabled(self.tune_stem and torch.is_grad_enabled()): x = self.reader.stem(x[:, None], self.first)
-        return self.reader.features(self.reader.rest(self.drop(x).float(), self.first))
+        return self.reader.features(self.reader.rest(self.drop(x.float()), self.first))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor: return self.head((self.features(x).float() - self.f_mean) / self.f_scale)
 
