@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['cli', 'NO_ANSWER', 'BUNDLE', 'HOST', 'PORT', 'ECS', 'feedback', 'REFERENCE', 'READ_AGAIN', 'users', 'keys', 'ROLE',
            'plainly', 'writing', 'answer', 'line', 'explainer', 'hand_over', 'open_reader', 'draw', 'terminal', 'tell',
-           'predict', 'batch', 'log_as', 'serve', 'end_with_parent', 'llm_serve', 'app', 'fetch_data', 'link_data',
-           'data_page', 'pipeline', 'export', 'doctor', 'test_films', 'film_to_show', 'show', 'load', 'drift', 'watch',
-           'simulate', 'records', 'forget', 'sweep', 'backup', 'restore', 'audit', 'users_add', 'users_list',
-           'users_disable', 'keys_add', 'keys_list', 'keys_revoke', 'main']
+           'predict', 'batch', 'log_as', 'serve', 'end_with_parent', 'llm_serve', 'app', 'llm_publish', 'fetch_data',
+           'link_data', 'data_page', 'pipeline', 'export', 'doctor', 'test_films', 'film_to_show', 'show', 'load',
+           'drift', 'watch', 'simulate', 'records', 'forget', 'sweep', 'backup', 'restore', 'audit', 'users_add',
+           'users_list', 'users_disable', 'keys_add', 'keys_list', 'keys_revoke', 'main']
 
 # %% ../nbs/04_cli.ipynb #c002
 import json, os, sys, threading
@@ -239,6 +239,21 @@ def app(host: str = HOST, port: int = PORT):
     with plainly():
         from cxr_pred.clinic.together import app
         app(host, port)
+
+# %% ../nbs/04_cli.ipynb #clipub02
+@cli.command("llm-publish")
+def llm_publish(folder: Path = typer.Argument(help="a new folder, in the form of Hugging Face Transformers"), bundle: Path = BUNDLE):
+    "Write the bundle's language model, merged, with tokenizer and card, for other software."
+    with plainly():
+        if find_spec("litgpt") is None: raise SetupError("no_llm", "The language model's packages are not installed.", "pip install 'cxr_pred[llm]'")
+        from cxr_pred.language.facts import load_facts
+        from cxr_pred.language.generate import base_of
+        from cxr_pred.language.publish import publish
+        from cxr_pred.language.sft import grammar_pairs
+        from cxr_pred.vision.classify import load_bundle
+        b = load_bundle(bundle)
+        prompt = grammar_pairs(1, load_facts(b.path / "facts.yaml"), seed=0, no_answer_share=0)[0]["prompt"]
+        with writing(folder): typer.echo(f"{publish(base_of(b), b.path / 'llm', folder, b.json('metrics/llm.json'), prompt)}: not for patients without the check; its README.md says why.")
 
 # %% ../nbs/04_cli.ipynb #c022
 @cli.command()
