@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse
 
 from .fhir import Version, fhir_bundle
 from .intake import Intake, Receipt, refused
-from .origin import is_uid, origin_of, source_table
+from .origin import is_uid, origin_of
 from .outbox import Outbox, dicom_settings, peer_of, quiet
 from .reading import ReadingRoom
 from .scp import Listener
@@ -33,7 +33,6 @@ KEPT_OUT = {"Cache-Control": "no-store"}
 def known_origin(room: ReadingRoom, study_id: str):
     "A study's origin and when it was read. Raises `InputError` no_such_study (404)."
     row = room.store.study(study_id)
-    source_table(room.store)
     return origin_of(room.store, study_id), row.created_at
 
 
