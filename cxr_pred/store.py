@@ -25,7 +25,7 @@ from .database import UTC, migrate, now, plain_url, reach, reaching, version_of,
 from .tables import URGENCIES, Asked, Audit, Base, Chain, Explained, Feedback, Kept, ModelVersion, Study, append, rank_of, verify_chain
 
 # %% ../nbs/01_store.ipynb #c005
-NEWEST = "0002"   # the last of cxr_pred/migrations
+NEWEST = "0004"   # the last of cxr_pred/migrations
 
 
 def connect(

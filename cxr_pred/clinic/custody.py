@@ -19,7 +19,7 @@ from .auth import clinic_settings
 from ..core import InputError, SetupError, log, read_json, settings, sha256_file, write_json
 from ..database import now, plain_url, reach, writer
 from ..store import NEWEST, Store, connect, is_id
-from ..tables import GENESIS, Asked, Audit, Base, Explained, Feedback, Kept, Prediction, Study, append
+from ..tables import GENESIS, Asked, Audit, Base, Explained, Feedback, Kept, Prediction, Signals, Study, append
 
 # %% ../../nbs/clinic/custody.ipynb #c005
 class Gone(NamedTuple):
@@ -40,7 +40,7 @@ def erase(
     **details,     # for the log: counts
 ) -> Gone:
     "Delete studies and all that belongs to them, in one transaction with its line in the log."
-    n = dict.fromkeys((Asked, Explained, Feedback, Prediction, Kept, Study), 0)
+    n = dict.fromkeys((Asked, Explained, Feedback, Prediction, Kept, Signals, Study), 0)
     films = [p for i in ids if (p := store.films / f"{i}.png").exists()]
     for path in films: path.unlink(missing_ok=True)
     with store.writing() as s:
@@ -59,7 +59,7 @@ def overwrite(store: Store) -> None:
     else:
         with store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as c:
             c.connection.driver_connection.rollback()   # pg8000 is inside a transaction since the pool's ping, and VACUUM can't be
-            for table in ("studies", "predictions", "explanations", "images", "feedback", "idempotency"): c.execute(text(f"VACUUM {table}"))
+            for table in ("studies", "predictions", "explanations", "images", "signals", "feedback", "idempotency"): c.execute(text(f"VACUUM {table}"))
 
 
 def forget(
