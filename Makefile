@@ -11,7 +11,7 @@ STAMP := .venv/.set-up
 IS_3_11 := import sys; sys.exit(sys.version_info[:2] != (3, 11))
 PIPELINE := $(if $(filter sample,$(PROFILE)),dvc.yaml,profiles/$(PROFILE)/dvc.yaml)
 
-.PHONY: help setup run test test-all app lab release release-words browser readme test-deps deploy-checks deploy-locks ci simulate
+.PHONY: help setup run test test-all app lab release release-words browser readme test-deps deploy-checks deploy-locks ci simulate space lock
 
 help:
 	@echo "make run        set up, run the pipeline, explain one film (PROFILE=sample, or PROFILE=clinical DATA=folder)"
@@ -23,10 +23,12 @@ help:
 	@echo "make release    copy the clinical run's bundle to models/release"
 	@echo "make release-words  give models/release the clinical run's language model and today's facts; the part that reads films stays"
 	@echo "make browser    a folder that reads films on a phone, for any web server: build/browser (needs npm; BUNDLE=folder for another bundle)"
+	@echo "make space      a folder for a Hugging Face Space with the page: build/space (BUNDLE=folder for another bundle)"
 	@echo "make readme     write README.md from nbs/index.ipynb"
 	@echo "make test-deps  what the full test can use beside: chromium, promtool, amtool, haproxy, dcmtk, dicom3tools and Orthanc from Debian, deploy-checks, and ONNX Runtime Web where npm is"
 	@echo "make deploy-checks  .venv-deploy: the tools that check deploy/ and .github/workflows/ (npm for the schemas of Argo Rollouts and its like)"
 	@echo "make ci         what the workflows do, as far as one machine can: lint, tests, training of the sample, gate, package, staging"
+	@echo "make lock       settings.ini's requirements resolved into requirements.lock; versions that are there stay"
 	@echo "make deploy-locks   cut the images' locks out of requirements.lock"
 
 setup: $(STAMP)
@@ -63,6 +65,10 @@ lab: setup
 # a day of 24 hours in three minutes, a tenth of it wrong files
 simulate: setup
 	@$(ENV) cxr-pred simulate --films 360 --seconds 180 --pattern day --wrong 0.1 --drift scanner --drift-from 0.6
+
+space:
+	@rm -rf build/space
+	@deploy/space/build.sh build/space $(BUNDLE)
 
 release: setup
 	@$(ENV) python -m cxr_pred.vision.bundle release
@@ -102,6 +108,9 @@ ci: setup deploy-checks
 	@$(BIN)/python deploy/ci/gate.py runs/$(PROFILE)/metrics
 	@deploy/ci/package.sh
 	@deploy/ci/staging.sh
+
+lock: setup
+	@$(ENV) uv pip compile --quiet --generate-hashes --no-header --python-version 3.11 --all-extras --output-file requirements.lock setup.py
 
 deploy-locks: setup
 	@$(ENV) deploy/docker/requirements/compile.sh

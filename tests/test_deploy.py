@@ -1,5 +1,5 @@
 "Every file under deploy/ and .github/ as its own tool reads it, and every name in them as the product has it."
-import contextlib, csv, http.server, json, os, re, shutil, socket, ssl, subprocess, sys, threading, time, urllib.request
+import configparser, contextlib, csv, http.server, json, os, re, shutil, socket, ssl, subprocess, sys, threading, time, urllib.request
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -22,6 +22,7 @@ CHECKED = {
     "test_custom_resources": ["deploy/checks/crds.mjs"], "test_checkers_are_pinned": ["deploy/checks/requirements.*", "deploy/checks/package*.json", "deploy/checks/.npmrc"], "test_static_analysis": ["deploy/checks/checkov.yaml"],
     "test_compose": ["deploy/compose/compose.yaml", "deploy/compose/.env.example"], "test_runtime_of_jobs": ["deploy/compose/jupyter/runtime.json", "deploy/ray/runtime_env.yaml"],
     "test_orthanc": ["deploy/compose/orthanc/orthanc.json"], "test_haproxy_shares_traffic": ["deploy/haproxy/haproxy.cfg"],
+    "test_space": ["deploy/space/**"],
     "test_prometheus": ["deploy/prometheus/**.yml", "deploy/compose/prometheus/prometheus.yml"], "test_alertmanager": ["deploy/compose/alertmanager/alertmanager.yml"],
     "test_grafana": ["deploy/grafana/provisioning/**.yml"], "test_filebeat": ["deploy/compose/filebeat/filebeat.yml"],
     "test_chart": ["deploy/helm/cxr-pred/**"], "test_terraform": ["deploy/terraform/**.tf", "deploy/terraform/**.tftest.hcl", "deploy/terraform/*.example"],
@@ -73,7 +74,9 @@ def text_of_all() -> dict[str, str]: return {f: (ROOT / f).read_text() for f in 
 
 
 def test_settings_are_the_products():
-    known = {f"CXR_{name.upper()}" for name in Settings.model_fields} | {"CXR_ROOT", "CXR_SLOW", "CXR_RAY_PYTHON"}
+    from cxr_pred.clinic.auth import ClinicSettings
+    from cxr_pred.clinic.outbox import DicomSettings
+    known = {f"{s.model_config['env_prefix']}{name.upper()}" for s in (Settings, ClinicSettings, DicomSettings) for name in s.model_fields} | {"CXR_ROOT", "CXR_SLOW", "CXR_RAY_PYTHON", "CXR_PRED"}  # the last is our AE title
     used = {f: set(re.findall(r"\bCXR_[A-Z_]+\b", t)) for f, t in text_of_all().items()}
     used["secrets"] = {n.upper() for n in re.findall(r"\b(?:cxr_database_url|cxr_physician_key)\b", text_of_all()["deploy/compose/compose.yaml"])}
     assert {f: n - known for f, n in used.items() if n - known} == {}
@@ -151,6 +154,11 @@ def test_locks_are_the_lock():
         assert wanted <= {p.split("==")[0].split("[")[0] for l in locks for p in pins(l)} | {"torch"}, asked.name
     heavy = {"torch", "gradio", "pyarrow", "pandas", "openvino", "litgpt", "mlflow"}
     assert not heavy & {p.split("==")[0] for p in pins(folder / "vit.lock")} and heavy <= names
+    # what the reader requires, both images have, but for what only the page and the tables need
+    own = configparser.ConfigParser()
+    own.read(ROOT / "settings.ini")
+    reader = {re.match(r"[\w.-]+", r)[0] for r in own["DEFAULT"]["requirements"].split()}
+    for lock, without in (("vit", {"pandas", "pyarrow", "gradio", "tqdm"}), ("page", set())): assert reader - without <= {p.split("==")[0].split("[")[0] for p in pins(folder / f"{lock}.lock")}, f"{lock}.lock: make deploy-locks"
     assert "torch" not in {p.split("==")[0] for p in pins(folder / "llm-cpu.lock") | pins(folder / "train-common.lock")}
 
 
@@ -408,6 +416,8 @@ def test_haproxy_shares_traffic(tmp_path):
             eventually(lambda: get("/v1/predict") == (200, "stable"), 200)
             assert {get("/v1/predict")[1] for _ in range(20)} == {"stable"}, "without a share the canary reads nothing"
             assert get("/")[1] == "page" and get("/metrics")[0] == 404
+            study = "/v1/studies/" + "ab" * 16
+            assert [get(p)[1] for p in ("/dicomweb/studies", f"{study}/fhir", f"{study}/sr.dcm", study, f"{study}/heatmap.png", f"{study}/../fhir")] == ["page"] * 3 + ["stable"] * 3
             assert len(words(10)) == 2 and not [a for w in words(10) if (a := say(w).strip())]
             shares = [get("/v1/predict", "POST")[1] for _ in range(200)]
             assert shares.count("canary") == 20 and shares.count("stable") == 180
@@ -732,3 +742,46 @@ def test_readme():
     for path in re.findall(r"`(deploy/[\w./-]+)`", text): assert (ROOT / path.rstrip("/")).exists(), path
     for target in re.findall(r"`make ([a-z-]+)`", text): assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M), target
     assert (DEPLOY / "ray/runtime_env.yaml").name in (DEPLOY / "ray/README.md").read_text()
+
+
+# ---- the page as a Space
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory) -> Path:
+    "The folder that is handed over."
+    folder = tmp_path_factory.mktemp("space") / "space"
+    good(run(DEPLOY / "space/build.sh", folder))
+    return folder
+
+
+def test_space(space, tmp_path):
+    front = yaml.safe_load((space / "README.md").read_text().split("---")[1])
+    own = {p.split("==")[0]: p.split("==")[1] for p in pins(space / "requirements.txt")}
+    assert front["sdk_version"] == own["gradio"] and front["python_version"] == "3.11" and front["app_file"] == "app.py" and "torch" not in own
+    assert "not a medical device" in (space / "README.md").read_text() and len(front["short_description"]) <= 60
+    there = {p.relative_to(space).as_posix() for p in space.rglob("*.py")} - {"app.py"}
+    assert there == {p.relative_to(ROOT).as_posix() for p in (ROOT / "cxr_pred").rglob("*.py")} and (space / "bundle/manifest.json").is_file()
+    again = run(DEPLOY / "space/build.sh", space)
+    assert again.returncode == 1 and "already" in again.stderr
+    assert "no bundle" in run(DEPLOY / "space/build.sh", tmp_path / "x", tmp_path).stderr and not (tmp_path / "x").exists()
+
+
+def test_space_starts_in_an_empty_environment(space, tmp_path):
+    port, uv = loopback_port(), Path(sys.executable).with_name("uv")
+    if not uv.exists(): pytest.skip("no uv here: `make test` brings it")
+    good(run(uv, "venv", "--quiet", "--python", sys.executable, tmp_path / "env"))
+    r = run(uv, "pip", "install", "--quiet", "--require-hashes", "--only-binary", ":all:", "--python", tmp_path / "env/bin/python", "-r", space / "requirements.txt")
+    if r.returncode and any(w in r.stderr.lower() for w in ("network", "dns error", "connect")): pytest.skip("the packages are not in uv's cache and the network is not there")
+    good(r)
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("CXR_", "PYTHON", "GRADIO"))} | {"HOST": "127.0.0.1", "PORT": str(port)}
+    with open(tmp_path / "log", "wb") as log: page = subprocess.Popen([tmp_path / "env/bin/python", "app.py"], cwd=space, env=env, stdout=log, stderr=log)
+    try:
+        assert eventually(lambda: json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=30)), 300)["status"] == "ready"
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60) as r:
+            assert "https://huggingface.co" in r.headers["Content-Security-Policy"] and "X-Frame-Options" not in r.headers and "not a medical device" in r.read().decode()
+        film = next((space / "bundle/examples").glob("*.png")).read_bytes()
+        body = b'--x\r\nContent-Disposition: form-data; name="file"; filename="f.png"\r\n\r\n' + film + b"\r\n--x--\r\n"
+        answer = json.load(urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/v1/predict", body, {"Content-Type": "multipart/form-data; boundary=x"}), timeout=120))
+        assert answer["status"] in ("ok", "abstained") and "not a medical device" in answer["disclaimer"]
+    finally:
+        page.terminate(); page.wait(30)

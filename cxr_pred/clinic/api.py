@@ -67,6 +67,7 @@ def public(error: Exception) -> JSONResponse:
     "The problem that a sender may see of an error; what is inside the machine stays there."
     if isinstance(error, InputError): return problem(error.status, error.code, error.message, error.hint)
     if isinstance(error, SQLAlchemyError) or getattr(error, "code", "") == "store_unavailable": return problem(503, "store_unavailable", "The record cannot be reached, so there is no answer.", "Ask again in a moment.", headers={"Retry-After": "5"})
+    if isinstance(error, SetupError) and error.code in ("no_fhir", "no_highdicom"): return problem(501, error.code, "This part of the service is not installed here.", error.hint)
     if isinstance(error, SetupError): return problem(503, error.code, "The service cannot read films at the moment.", "Ask again in a moment, or tell who runs it.", headers={"Retry-After": "5"})
     return problem(500, "internal_error", "Something went wrong inside the service.", "Ask again; if it stays, tell who runs it.")
 

@@ -114,11 +114,11 @@ def store_dimse(peer: Peer, ae_title: str, files: list[bytes]) -> None:
 def ask_dimse(peer: Peer, ae_title: str, study_uid: str) -> dict[str, str] | None:
     "Whose study it is, by C-FIND; None where the peer does not know it or answers no questions. Raises `SetupError` peer_away."
     from pydicom import Dataset
-    model = "1.2.840.10008.5.1.4.1.2.2.1"   # Study Root Query/Retrieve Information Model - FIND
+    model, echo = "1.2.840.10008.5.1.4.1.2.2.1", "1.2.840.10008.1.1"   # Study Root Query/Retrieve Information Model - FIND; Verification, which every peer accepts: one that accepts nothing of what is asked ends the association
     question = Dataset()
     for name in IDENTITY: setattr(question, name, "")
     question.QueryRetrieveLevel, question.StudyInstanceUID = "STUDY", study_uid
-    assoc = associated(peer, ae_title, [model])
+    assoc = associated(peer, ae_title, [model, echo])
     try:
         for status, found in assoc.send_c_find(question, model):
             if status and status.Status in (0xFF00, 0xFF01) and found is not None and found.get("StudyInstanceUID") == study_uid: return {k: text for k in IDENTITY if (text := str(found.get(k) or "").strip())}

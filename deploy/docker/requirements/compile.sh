@@ -15,7 +15,7 @@ cut() { # what comes out, then uv's arguments
 all="setup.py $here/train.in --extra train --extra llm --extra clinic --extra ops"
 cut build $here/build.in
 cut vit $here/vit.in
-cut page setup.py $here/vit.in
+cut page setup.py $here/vit.in --extra clinic
 cut watch $here/vit.in $here/watch.in
 cut mlflow $here/mlflow.in
 cut llm-cuda $here/llm.in

@@ -1,0 +1,75 @@
+"The guides say what is there: every test, setting, alarm, command and file that they name exists, and none that exists is left out."
+import ast, re
+
+import pytest
+import yaml
+
+from cxr_pred.cli import cli
+from cxr_pred.clinic.auth import ClinicSettings
+from cxr_pred.clinic.outbox import DicomSettings
+from cxr_pred.core import Settings, root
+
+ROOT = root()
+GUIDES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "deploy/README.md"]
+STRIDE = {"Spoofing", "Tampering", "Repudiation", "Information disclosure", "Denial of service", "Elevation of privilege"}
+
+
+def all_tests() -> set[str]:
+    "Every test's name, and that of each notebook's."
+    names = {n.name for f in (ROOT / "tests").glob("test_*.py") for n in ast.walk(ast.parse(f.read_text())) if isinstance(n, ast.FunctionDef) and n.name.startswith("test_")}
+    return names | {f"test_notebook_runs[{p.relative_to(ROOT)}]" for p in (ROOT / "nbs").rglob("*.ipynb")}
+
+
+def settings_here() -> set[str]:
+    return {f"{s.model_config['env_prefix']}{n.upper()}" for s in (Settings, ClinicSettings, DicomSettings) for n in s.model_fields}
+
+
+def commands_here() -> set[str]:
+    "`users add` and the like, and those without a second word."
+    from typer.main import get_command
+    top = get_command(cli).commands
+    return set(top) | {f"{name} {sub}" for name, c in top.items() for sub in getattr(c, "commands", {})}
+
+
+def test_every_threat_has_its_test():
+    rows = [[c.strip() for c in l.strip("|").split("|")] for l in (ROOT / "docs/threats.md").read_text().splitlines() if l.startswith("|")][2:]
+    there = all_tests()
+    assert {r[0].strip("*") for r in rows} == STRIDE and len(rows) >= 30
+    for kind, what, against, named in rows:
+        found = re.findall(r"`(test_[^`]+)`", named)
+        assert what and against and found, f"{kind}: {what}: no test is named"
+        assert set(found) <= there, f"{what}: there is no {set(found) - there}"
+
+
+def test_every_setting_is_explained():
+    told = set(re.findall(r"`(CXR_[A-Z_]+)`", (ROOT / "docs/operator.md").read_text()))
+    assert settings_here() - told == set(), "docs/operator.md leaves these out"
+    assert told - settings_here() == set(), "docs/operator.md names what cannot be set"
+
+
+def test_every_alarm_says_what_to_do():
+    rules = yaml.safe_load((ROOT / "deploy/prometheus/rules/cxr.yml").read_text())
+    alarms = {r["alert"] for g in rules["groups"] for r in g["rules"] if "alert" in r}
+    rows = {r[0].strip("` "): r[1:] for l in (ROOT / "docs/operator.md").read_text().splitlines() if l.startswith("| `") and (r := l.strip("|").split("|"))}
+    assert alarms <= set(rows), f"docs/operator.md leaves out {alarms - set(rows)}"
+    for alarm in alarms: assert all(c.strip() for c in rows[alarm][:2]), f"{alarm}: what it means, what to do first"
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda p: p.name)
+def test_commands_and_files_are_there(guide):
+    text, there = guide.read_text(), commands_here()
+    for words in re.findall(r"cxr-pred ((?:[a-z][a-z-]+)(?: [a-z]+)?)", text):
+        first = words.split(" ")[0]
+        assert first in there, f"{guide.name}: cxr-pred {words}"
+        if any(c.startswith(f"{first} ") for c in there) and " " in words: assert words in there, f"{guide.name}: cxr-pred {words}"
+    for target in re.findall(r"^make ([a-z][a-z-]*)|`make ([a-z][a-z-]*)", text, re.M):
+        assert re.search(rf"^{''.join(target)}:", (ROOT / "Makefile").read_text(), re.M), f"{guide.name}: make {''.join(target)}"
+    for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+        if not link.startswith("http"): assert (guide.parent / link).exists(), f"{guide.name}: {link}"
+
+
+def test_citation():
+    own = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    said = (ROOT / "settings.ini").read_text()
+    assert f"version = {own['version']}\n" in said and own["license"] == "Apache-2.0" and own["cff-version"] == "1.2.0"
+    assert "Apache License" in (ROOT / "LICENSE").read_text() and f"## {own['version']}" in (ROOT / "CHANGELOG.md").read_text()
