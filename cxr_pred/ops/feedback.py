@@ -164,7 +164,7 @@ def write_films(
     folder = Path(raw) / FOLDER
     (folder / "films").mkdir(parents=True, exist_ok=True)
     there = [(store.films / f"{i}.png").is_file() for i in table.study_id]
-    counts["film_gone"], table = there.count(False), table[there].reset_index(drop=True)
+    counts["film_gone"], table = there.count(False), table[np.array(there, bool)].reset_index(drop=True)
     films = [store.film(i) for i in table.study_id]
     table["study"] = [store.subject(i)[:32] for i in table.study_id]
     table["group"] = table.patient_hash.fillna(table.study)
