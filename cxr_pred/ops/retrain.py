@@ -20,6 +20,7 @@ import pandas as pd
 from ..core import CxrError, SetupError, load_params, log, read_json, root, run_dir, write_json
 from ..data.etl import as_manifest, run_etl
 from ..data.journal import from_line
+from ..data.labels import LABELS
 from ..data.split import dealt, units_in_two_splits
 from ..database import now
 from ..evaluate.outputs import chosen
@@ -197,7 +198,7 @@ def compare_models(
 ) -> list[dict]:
     "Rows of `ops.challenge` on the frozen test, on recent feedback and on spoiled test films."
     times, seed, least = settings["draws"], settings["seed"], settings["least"]
-    said, asked = read_by_both(champion, challenger, test.pictures, workers), []
+    said = read_by_both(champion, challenger, test.pictures, workers)
     parts = 2 * len(questions(test.manifest, said)) + 15
     rows = answers("frozen test", test.manifest, said, times=times, seed=seed, parts=parts)
     if len(recent.manifest): rows += answers("recent feedback", recent.manifest, read_by_both(champion, challenger, recent.pictures, workers), ("accuracy",) if len(recent.manifest) >= least else (), times, seed, parts)
