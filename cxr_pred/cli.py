@@ -9,7 +9,7 @@ __all__ = ['cli', 'NO_ANSWER', 'BUNDLE', 'HOST', 'PORT', 'ECS', 'feedback', 'REF
            'llm_publish', 'fetch_data', 'link_data', 'data_page', 'pipeline', 'export', 'doctor', 'test_films',
            'film_to_show', 'show', 'load', 'drift', 'watch', 'simulate', 'records', 'forget', 'sweep', 'backup',
            'restore', 'audit', 'users_add', 'users_list', 'users_disable', 'keys_add', 'keys_list', 'keys_revoke',
-           'originals_new_key', 'originals_get', 'originals_reseal', 'main']
+           'films', 'queue', 'suspects', 'retrain', 'originals_new_key', 'originals_get', 'originals_reseal', 'main']
 
 # %% ../nbs/04_cli.ipynb #c002
 import json, os, sys, threading
@@ -570,6 +570,92 @@ def keys_revoke(number: int):
     "End a key now."
     from cxr_pred.clinic.auth import revoke_key
     with records() as store: revoke_key(store, number); print(f"Key {number} opens nothing any more")
+
+# %% ../nbs/04_cli.ipynb #8d16290f
+@feedback.command()
+def films(
+    raw: Path = typer.Argument(help="a raw folder; `feedback` is written below it"),
+    test: list[Path] = typer.Option(..., help="data folder of each run whose test films must stay unseen, e.g. runs/clinical/data"),
+    recent: float = typer.Option(0.3, min=0, max=1, help="share of the films, the newest, that are only measured on"),
+):
+    "Write the studies that physicians settled as the source csv:feedback, no copy of a test film among them."
+    with records() as store, writing(raw):
+        from cxr_pred.ops.feedback import known_films, write_films
+        n = write_films(store, raw, [known_films(t) for t in test], recent)
+        print(f"{n['films']} films in {raw / 'feedback'}, {n['recent']} of them only to measure on. {n['disputed']} studies are disputed, {n['copies_of_test_films']} show a test film, {n['kept_out_with_them']} more are kept out with these.")
+
+
+@feedback.command()
+def queue(
+    most: int = typer.Option(20, min=1, help="studies"),
+    control: float = typer.Option(0.1, min=0, max=1, help="share of them that chance chooses"),
+    reference: Path = REFERENCE, seed: int = 0,
+    as_json: bool = typer.Option(False, "--json", help="print the queue as JSON"),
+):
+    "Open studies in the order in which a physician's answer is worth most, with a control share drawn by chance."
+    with records() as store:
+        from cxr_pred.ops.feedback import review_queue
+        from cxr_pred.ops.reference import load_reference
+        table = review_queue(store, load_reference(reference) if reference else None, most, control, seed=seed)
+        if as_json: print(json.dumps(table.to_dict("records"), indent=1))
+        else: print(table.to_string(index=False) if len(table) else "No study waits for a physician.")
+
+
+@feedback.command()
+def suspects(
+    profile: str = typer.Option("sample", help="sample or clinical"),
+    html: Path = typer.Option(Path("build/suspects.html"), help="the page to write; it holds films and stays where they are"),
+    most: int = typer.Option(2000, min=100, help="films that are looked at, at most"),
+    bundle: Path = BUNDLE,
+):
+    "Draw the training and validation films of a run whose label looks wrong."
+    with plainly():
+        from cxr_pred.core import run_dir
+        from cxr_pred.evaluate.outputs import engine_outputs
+        from cxr_pred.ops.drift import write_whole
+        from cxr_pred.ops.feedback import known_films, suspects_html
+        from cxr_pred.ops.feedback import suspects as found
+        from cxr_pred.vision.classify import Classifier
+        known = known_films(run_dir(profile) / "data", ("train", "val"))
+        some = known.manifest.sort_values("image_id").head(most)
+        pictures = known.pictures[some.index.to_numpy()]
+        odd = found(some.assign(row=range(len(some))), engine_outputs(Classifier(bundle, threads=1), pictures, desc="films")["features"])
+        html.parent.mkdir(parents=True, exist_ok=True)
+        with writing(html): write_whole(html, suspects_html(odd, pictures, len(some)))
+        print(f"{len(odd)} of {len(some)} labels look wrong: {html}")
+
+
+@cli.command()
+def retrain(
+    profile: str = typer.Option("sample", help="sample or clinical"),
+    now: bool = typer.Option(False, "--now", help="train again whether there is reason or not"),
+    check_only: bool = typer.Option(False, "--check", help="say whether there is reason, and stop"),
+):
+    "Train a challenger with the films that physicians settled, hold it against the champion, and promote it or say why not; exit status 3 where it was refused."
+    with records() as store:
+        from cxr_pred.core import load_params, root
+        from cxr_pred.ops.drift import check
+        from cxr_pred.ops.feedback import settled
+        from cxr_pred.ops.reference import load_reference
+        from cxr_pred.ops.retrain import drifted_twice, is_due, remembered
+        from cxr_pred.ops.retrain import retrain as learned
+        from cxr_pred.vision.classify import Classifier
+        settings, before, drifted, outcome = load_params(profile, "retrain"), remembered(profile), [], False
+        if settings["on_drift"] and not now:
+            classifier = Classifier(root() / before["champion"] / "bundle")
+            try: told = load_reference(classifier.bundle)
+            except SetupError as e:
+                if e.code != "no_reference": raise
+                print(e, "Drift is no reason here.", file=sys.stderr)
+            else:
+                report, seen = check(store, classifier, told, None, 1000)
+                drifted, outcome = drifted_twice(seen, told), report["outcome"]["drifted"]
+        due = is_due(settled(store)[1]["settled"] - before["settled"], settings["min_confirmed"], drifted, outcome, settings["on_drift"], "a person, on the command line" if now else "")
+        print(f"{'There is reason to train again' if due.due else 'No reason to train again'}: {due.why}")
+        if check_only or not due.due: return
+        evidence, folder = learned(profile, store, due.why)
+        print("Promoted." if evidence["decision"]["promote"] else "Not promoted.", *evidence["decision"]["why"], f"Evidence: {folder}")
+    if not evidence["decision"]["promote"]: raise typer.Exit(3)
 
 # %% ../nbs/04_cli.ipynb #re2603e6
 originals = typer.Typer(help="Files as they were sent, kept sealed where CXR_KEEP_ORIGINALS is set.", no_args_is_help=True)

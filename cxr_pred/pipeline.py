@@ -37,9 +37,10 @@ def stage_parameters(
     stage: str,            # one of STAGES
     profile: str,          # one of PROFILES
     declared: set[str],    # names that the notebook knows
+    instead: dict[str, Any] = {},  # values in place of the profile's, e.g. another run folder
 ) -> dict[str, Any]:
     "What papermill passes: profile, run folder and the stage's section. Raises `SetupError` for names the notebook lacks."
-    params = {"profile": check_profile(profile), "run": run_dir(profile).relative_to(root()).as_posix(), **load_params(profile, stage)}
+    params = {"profile": check_profile(profile), "run": run_dir(profile).relative_to(root()).as_posix(), **load_params(profile, stage), **instead}
     if unknown := sorted(set(params) - declared):
         raise SetupError("unknown_parameter", f"The notebook of stage {stage} does not know {', '.join(unknown)}.", f"It knows: {', '.join(sorted(declared))}.")
     return params
@@ -92,14 +93,16 @@ def run_stage(
     stage: str,                        # one of STAGES
     profile: str = "sample",           # one of PROFILES
     notebook: Path | None = None,      # another notebook than the stage's own (tests)
+    instead: dict[str, Any] = {},      # as `stage_parameters`: a retraining has a run folder of its own
+    reports: str = "",                 # folder below reports/; the profile's if empty
 ) -> Path:
     "Run a stage's notebook with its profile's parameters; return the executed notebook in reports/. Raises `CxrError` if a cell fails."
     import nbformat, papermill as pm
     from papermill.exceptions import PapermillExecutionError
     check_profile(profile)
     source = notebook or stage_notebook(stage)
-    params = stage_parameters(stage, profile, declared_parameters(nbformat.read(source, as_version=4)))
-    report = root() / "reports" / profile / f"{stage}.ipynb"
+    params = stage_parameters(stage, profile, declared_parameters(nbformat.read(source, as_version=4)), instead)
+    report = root() / "reports" / (reports or profile) / f"{stage}.ipynb"
     report.parent.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")  # bars are text here, on purpose: the terminal shows them
     try:

@@ -26,7 +26,7 @@ from .films import Folder, place_of
 from .tables import URGENCIES, Asked, Audit, Base, Chain, Explained, Feedback, Kept, ModelVersion, Original, Study, append, rank_of, verify_chain
 
 # %% ../nbs/01_store.ipynb #c005
-NEWEST = "0003"   # the last of cxr_pred/migrations
+NEWEST = "0004"   # the last of cxr_pred/migrations
 
 
 def connect(

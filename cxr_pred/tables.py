@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['STATES', 'URGENCIES', 'GENESIS', 'rank_of', 'Base', 'ModelVersion', 'Prediction', 'Explained', 'Kept', 'Original',
-           'Study', 'Feedback', 'User', 'ApiKey', 'Asked', 'Audit', 'chained', 'append', 'Chain', 'verify_chain']
+           'Signals', 'Study', 'Feedback', 'User', 'ApiKey', 'Asked', 'Audit', 'chained', 'append', 'Chain',
+           'verify_chain']
 
 # %% ../nbs/00b_tables.ipynb #c002
 import hashlib, json
@@ -81,6 +82,13 @@ class Original(Base):
     created_at: Mapped[datetime] = mapped_column(UTC, default=now)
 
 
+class Signals(Base):
+    "What is kept of a film to see drift by: its measurements, no picture (`vision.signals`)."
+    __tablename__ = "signals"
+    study_id: Mapped[str] = mapped_column(ForeignKey("studies.id"), primary_key=True)
+    body: Mapped[dict] = mapped_column(JSON)                              # {stats, features, ood}
+
+
 class Study(Base):
     "One film that was read."
     __tablename__ = "studies"
@@ -104,11 +112,13 @@ class Study(Base):
     explained: Mapped[Explained | None] = relationship(lazy="joined", cascade="all")
     image: Mapped[Kept | None] = relationship(lazy="select", cascade="all")
     original: Mapped[Original | None] = relationship(lazy="select", cascade="all")
+    measured: Mapped[Signals | None] = relationship(lazy="select", cascade="all")
     finding = association_proxy("prediction", "finding", creator=lambda v: Prediction(finding=v))
     heat = association_proxy("prediction", "heat", creator=lambda v: Prediction(heat=v))
     timings = association_proxy("prediction", "timings", creator=lambda v: Prediction(timings=v))
     bundle_hash = association_proxy("prediction", "bundle_hash", creator=lambda v: Prediction(bundle_hash=v))
     explanation = association_proxy("explained", "body", creator=lambda v: Explained(body=v))
+    signals = association_proxy("measured", "body", creator=lambda v: Signals(body=v))
 
     __table_args__ = (Index("ix_studies_worklist", "state", "rank", "created_at", "id"), Index("ix_studies_worklist_label", "state", "label", "rank", "created_at", "id"),
                       Index("ix_studies_worklist_status", "state", "status", "rank", "created_at", "id"), Index("ix_studies_worklist_both", "state", "label", "status", "rank", "created_at", "id"))

@@ -12,7 +12,7 @@ ROOT, DEPLOY = root(), root() / "deploy"
 CHECKERS = ROOT / ".venv-deploy" / "bin"
 CHART = DEPLOY / "helm" / "cxr-pred"
 ENVIRONMENTS = {e: [CHART / f"values-{e}.yaml"] for e in ("development", "staging", "production")} | {"canary": [CHART / "values-production.yaml", CHART / "values-canary.yaml"]}
-DIGESTS = {"vit": {"digest": "sha256:" + "a" * 64}, "llm": {"digest": "sha256:" + "b" * 64}}
+DIGESTS = {"vit": {"digest": "sha256:" + "a" * 64}, "llm": {"digest": "sha256:" + "b" * 64}, "watch": {"digest": "sha256:" + "c" * 64}}
 
 # which test reads which files; `test_every_file_has_a_check` fails for one that none does
 CHECKED = {
@@ -162,6 +162,46 @@ def test_locks_are_the_lock():
     assert "torch" not in {p.split("==")[0] for p in pins(folder / "llm-cpu.lock") | pins(folder / "train-common.lock")}
 
 
+WATCHED = """
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+d, locked, owners = Path(sys.argv[1]), set(sys.argv[2].split()), packages_distributions()
+class OnlyLocked:
+    def find_spec(self, name, path=None, target=None):
+        mine = {o.lower().replace("_", "-") for o in owners.get(name.split(".")[0], [])}
+        if mine and not mine & locked: raise ModuleNotFoundError(f"{name} is not in the lock", name=name)
+sys.meta_path.insert(0, OnlyLocked())
+import numpy as np
+from cxr_pred.clinic.reading import study_row
+from cxr_pred.clinic.study import decided
+from cxr_pred.data.images import Film
+from cxr_pred.ops.exporter import Watch
+from cxr_pred.ops.reference import load_reference
+from cxr_pred.store import Store
+from cxr_pred.vision.classify import Classifier
+from cxr_pred.vision.signals import signals
+classifier, store = Classifier(d / "toy", threads=1), Store(f"sqlite:///{d}/a.db", d / "state")
+for i in range(60):
+    film = Film(np.random.default_rng(i).integers(0, 255, (64, 64), dtype=np.uint8))
+    report, film, seen = decided(classifier, b"", opened=lambda data, name: film)
+    store.add_study(study_row(report, seen.heat, kept=signals(film.pixels, seen.features, seen.finding and seen.ood)), film.pixels)
+watch = Watch(store, classifier, load_reference(d / "reference.json"))
+assert watch.look() and watch.failures == 0
+print(watch.page().decode())
+"""
+
+
+def test_the_watch_needs_no_more_than_its_lock(tmp_path):
+    from cxr_pred.vision.toy import toy_bundle
+    from test_monitoring import drift_reference
+    locked = {p.split("==")[0].split("[")[0] for p in pins(DEPLOY / "docker/requirements/watch.lock")}
+    assert not {"torch", "gradio", "matplotlib", "pyarrow"} & locked
+    toy_bundle(tmp_path / "toy"); drift_reference(tmp_path / "reference.json")
+    said = good(run(sys.executable, "-c", WATCHED, tmp_path, " ".join(sorted(locked | {"cxr-pred"}))))
+    assert "cxr_drift_films 60.0" in said and "cxr_drift_reference_missing 0.0" in said and 'cxr_drifted{what="input"} 1.0' in said, "noise is not what the reference holds"
+
+
 def test_dockerfiles():
     dockerfiles = sorted((DEPLOY / "docker").glob("*.Dockerfile"))
     good(run(checker("hadolint"), "--failure-threshold", "info", *dockerfiles))
@@ -267,7 +307,7 @@ def composed() -> dict:
 
 def test_compose(composed):
     services = composed["services"]
-    assert {"haproxy", "vit", "vit-canary", "page", "llm", "postgres", "minio", "mlflow", "orthanc", "prometheus", "alertmanager", "grafana", "elasticsearch", "kibana", "filebeat", "ray-head", "ray-worker", "jupyter", "airflow"} <= set(services)
+    assert {"haproxy", "vit", "vit-canary", "page", "llm", "cxr-watch", "postgres", "minio", "mlflow", "orthanc", "prometheus", "alertmanager", "grafana", "elasticsearch", "kibana", "filebeat", "ray-head", "ray-worker", "jupyter", "airflow"} <= set(services)
     assert services["ray-worker"]["deploy"]["replicas"] == 2
     for name, s in services.items():
         assert re.search(r":[\w.-]*\d[\w.-]*$", s["image"]) and not s["image"].endswith(":latest"), f"{name}: no fixed version"
@@ -276,7 +316,7 @@ def test_compose(composed):
         assert {v["source"] for v in s.get("volumes", []) if v["type"] == "bind"} <= {"/var/lib/docker/containers"} | {v["source"] for v in s.get("volumes", []) if not v["source"].startswith("/")}, name
         for port in s.get("ports", []): assert port["host_ip"] == "127.0.0.1", f"{name} would be open to the network by default"
         assert not [k for k, v in (s.get("environment") or {}).items() if re.search(r"(PASSWORD|SECRET|TOKEN|KEY)$", k) and v], f"{name}: a secret in the environment"
-    for name in ("haproxy", "vit", "page", "llm", "mlflow", "minio", "prometheus", "alertmanager", "grafana", "ray-head", "jupyter"): assert services[name]["read_only"], name
+    for name in ("haproxy", "vit", "page", "llm", "cxr-watch", "mlflow", "minio", "prometheus", "alertmanager", "grafana", "ray-head", "jupyter"): assert services[name]["read_only"], name
     assert services["llm"]["networks"].keys() & {"data", "front"} == set() and composed["networks"]["data"]["internal"] and composed["networks"]["serve"]["internal"]
     assert "mlflow-artifacts" in services["buckets"]["command"][0] and services["mlflow"]["environment"]["MLFLOW_ARTIFACTS_DESTINATION"] == "s3://mlflow-artifacts"
     assert any(p["published"] == "8265" for p in services["ray-head"]["ports"]) and not services["jupyter"].get("deploy", {}).get("resources")
@@ -409,7 +449,7 @@ def test_prometheus():
     # the jobs that the rules know are those that are scraped
     jobs = set(re.findall(r'job="(cxr-\w+)"', "".join(r["expr"] for r in rules)))
     scraped = {j["job_name"] for j in yaml.safe_load((DEPLOY / "compose/prometheus/prometheus.yml").read_text())["scrape_configs"]}
-    assert {"cxr-reader", "cxr-writer"} <= jobs & scraped and (CHART / "files/rules.yml").resolve() == DEPLOY / "prometheus/rules/cxr.yml"
+    assert {"cxr-reader", "cxr-writer", "cxr-watch"} <= jobs & scraped and (CHART / "files/rules.yml").resolve() == DEPLOY / "prometheus/rules/cxr.yml"
 
 
 def test_prometheus_asks_services_that_are_there(composed):
@@ -527,7 +567,7 @@ def test_environments_are_the_designs(rendered):
         assert "cxr_llm_busy" in queue["metadata"]["query"] and "DCGM_FI_DEV_FB_USED" in memory["metadata"]["query"] and memory["metadata"]["threshold"] == "80"
         assert of_kind(rendered[e], "PrometheusRule")["cxr"]["spec"] == yaml.safe_load((CHART / "files/rules.yml").read_text())
         jobs = {n: m["metadata"]["labels"]["cxr.job"] for n, m in of_kind(rendered[e], "Service").items()}
-        assert jobs == {"cxr-vit": "cxr-reader", "cxr-vit-canary": "cxr-reader", "cxr-llm": "cxr-writer"} and of_kind(rendered[e], "ServiceMonitor")["cxr"]["spec"]["jobLabel"] == "cxr.job"
+        assert jobs == {"cxr-vit": "cxr-reader", "cxr-vit-canary": "cxr-reader", "cxr-llm": "cxr-writer", "cxr-watch": "cxr-watch"} and of_kind(rendered[e], "ServiceMonitor")["cxr"]["spec"]["jobLabel"] == "cxr.job"
         assert of_kind(rendered[e], "RayJob")["cxr-training"]["spec"]["suspend"] is True
 
 

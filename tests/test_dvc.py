@@ -18,6 +18,7 @@ SMALL = {
     "llm_base": {"source": "folder", "folder": "toy"},
     "sft": {"n_pairs": 40},
     "train_llm": {"rank": 2, "alpha": 4, "steps": 2, "micro_batch": 2, "max_tokens": 1024, "val_pairs": 2},
+    "package": {"drift_drawn": {}},
     "evaluate_llm": {"n_findings": 2, "n_untrained": 1, "most": 12, "most_untrained": 12},
     "gate": {"latency_calls": 3, "latency_px": 256, "gates": [
         {"name": "model accuracy", "metric": "vit.overall.accuracy.value", "above": -1, "action": "halt"},

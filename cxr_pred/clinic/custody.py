@@ -20,7 +20,7 @@ from ..core import InputError, SetupError, log, read_json, settings, sha256_file
 from ..database import now, plain_url, reach, writer
 from ..films import place_of
 from ..store import NEWEST, Store, connect, film_name, is_id, original_name
-from ..tables import GENESIS, Asked, Audit, Base, Explained, Feedback, Kept, Original, Prediction, Study, append
+from ..tables import GENESIS, Asked, Audit, Base, Explained, Feedback, Kept, Original, Prediction, Signals, Study, append
 
 # %% ../../nbs/clinic/custody.ipynb #c005
 class Gone(NamedTuple):
@@ -42,7 +42,7 @@ def erase(
     **details,     # for the log: counts
 ) -> Gone:
     "Delete studies and all that belongs to them, in one transaction with its line in the log. Raises `SetupError` store_unavailable where the films cannot be reached."
-    n = dict.fromkeys((Asked, Explained, Feedback, Prediction, Kept, Original, Study), 0)
+    n = dict.fromkeys((Asked, Explained, Feedback, Prediction, Kept, Original, Signals, Study), 0)
     films = store.place.delete([film_name(i) for i in ids])
     store.place.delete([original_name(i) for i in ids])
     with store.writing() as s:
@@ -61,7 +61,7 @@ def overwrite(store: Store) -> None:
     else:
         with store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as c:
             c.connection.driver_connection.rollback()   # pg8000 is inside a transaction since the pool's ping, and VACUUM can't be
-            for table in ("studies", "predictions", "explanations", "images", "originals", "dicom_sources", "dicom_results", "feedback", "idempotency"): c.execute(text(f"VACUUM {table}"))
+            for table in ("studies", "predictions", "explanations", "images", "originals", "signals", "dicom_sources", "dicom_results", "feedback", "idempotency"): c.execute(text(f"VACUUM {table}"))
 
 
 def forget(

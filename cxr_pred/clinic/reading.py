@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from .auth import Who, is_shared_key
 from .originals import safe_of_settings
 from .report import html_report, picture_png
-from .study import Patient, Report, read_study
+from .study import Patient, Report, decided, read_study
 from .worklist import keep_answer
 from .writer import explanation_for, language_client
 from ..core import CxrError, InputError, SetupError, log, settings
@@ -31,6 +31,7 @@ from ..store import Feedback, Once, Store, Study
 from ..tables import URGENCIES
 from ..vision.classify import Classifier, heat_overlay
 from ..vision.finding import is_spread
+from ..vision.signals import signals
 
 # %% ../../nbs/clinic/reading.ipynb #c005
 class Metrics:
@@ -58,13 +59,15 @@ def study_row(
     heat: np.ndarray | None = None,   # (16, 16) float
     patient_hash: str | None = None,
     hurry: str | None = None,         # routine, soon, urgent; the explanation's if None
+    kept: dict | None = None,         # of `vision.signals.signals`
 ) -> Study:
     "The row that keeps a report."
     f, p, dump = report.finding, report.patient, report.model_dump(mode="json")
     return Study(id=report.study_id, status=report.status, reason_code=report.reason_code, label=f and str(f.label), probability=f and f.probability,
                  finding=dump["finding"], explanation=dump["explanation"], explanation_status=report.explanation_status, bundle_hash=report.bundle_hash, timings=report.timings,
                  age=p.age, sex=p.sex, view=p.view, symptoms=list(p.symptoms), patient_hash=patient_hash,
-                 urgency=URGENCIES.index(hurry) if hurry else None, heat=None if heat is None else np.asarray(heat, "<f4").tobytes())
+                 urgency=URGENCIES.index(hurry) if hurry else None, heat=None if heat is None else np.asarray(heat, "<f4").tobytes(),
+                 **({"signals": kept} if kept else {}))
 
 
 def report_of(row: Study) -> Report:
@@ -184,11 +187,11 @@ class ReadingRoom:
         once = self.once("predict", who, key, hashlib.sha256(data).hexdigest(), repr(patient), patient_ref, explain)
         if done := self.store.recall(once): return self.report(done.study_id)
         with self.metrics.seconds.time():
-            report, film, heat = read_study(self.classifier, data, patient=patient, opened=self.guard.read)
+            report, film, seen = decided(self.classifier, data, patient=patient, opened=self.guard.read)
             asks = explain and self.client and report.finding
             if asks and self.waiting.qsize() < self.most_waiting: report = report.model_copy(update={"explanation_status": "pending"})
             elif explain: report = report.explained(self.explain(report, "llm_busy" if asks else ""))
-            row = study_row(report, heat, self.store.patient_hash(patient_ref), urgency(self.facts, report.case()))
+            row = study_row(report, seen.heat, self.store.patient_hash(patient_ref), urgency(self.facts, report.case()), signals(film.pixels, seen.features, seen.finding and seen.ood))
             try: kept = self.store.add_study(row, film.pixels, who.actor, once, self.safe and self.safe.seal(report.study_id, data))
             except (SQLAlchemyError, OSError) as e:  # the database, or a full disk
                 log.exception("a study could not be recorded")

@@ -86,9 +86,10 @@ def newest_studies(
     most: int = 5 * WINDOW,            # the newest ones
     bundle_hash: str | None = None,    # of one model only
 ) -> list[Study]:
-    "Studies of the store, oldest first."
+    "Studies of the store with their signals, oldest first."
     from sqlalchemy import select
-    query = select(Study).order_by(Study.created_at.desc(), Study.id).limit(most)
+    from sqlalchemy.orm import selectinload
+    query = select(Study).options(selectinload(Study.measured)).order_by(Study.created_at.desc(), Study.id).limit(most)
     if since: query = query.where(Study.created_at >= since)
     if bundle_hash: query = query.where(Study.bundle_hash == bundle_hash)
     with store.session() as s: return list(s.scalars(query))[::-1]
@@ -100,7 +101,7 @@ def signals_of(
     classifier=None,  # a `Classifier` that reads kept films again for their features; None: grey levels only
 ) -> tuple[dict | None, str]:
     "What is known of a study's film, and from where: kept, measured_again, read_again, or nothing where the film is gone."
-    if kept := getattr(row, "signals", None): return kept, "kept"
+    if row.signals: return row.signals, "kept"
     try: pixels = store.film(row.id)
     except CxrError: return None, "nothing"
     ood = (row.finding or {}).get("ood_score")

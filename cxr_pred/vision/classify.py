@@ -121,6 +121,7 @@ class Result:
     heat: np.ndarray | None = None   # (16, 16) float32: the chance that the lesion is here, or, for a class without outlines in training, what each patch adds to the logit; may be negative
     ood: float | None = None         # distance from the training films; None where the model did not run
     timings: dict[str, float] = field(default_factory=dict)  # milliseconds
+    features: np.ndarray | None = field(default=None, compare=False, repr=False)  # (D,) what the network saw, for `vision.signals`; None for a rejected picture
 
 # %% ../../nbs/vision/classify.ipynb #c021
 SIZES = ("small", "edge")  # the accurate network, and the quick one in the bundle's folder edge/
@@ -204,7 +205,7 @@ class Classifier:
         if status == "rejected": return Result(status, reason, ood=ood, timings=times)
         heat = self.on_film(out["heat"][0, p.argmax()], *film.size)
         grade = self.severity(out["severity"][0], LABELS[int(p.argmax())]) if "severity" in out else "unknown"
-        return Result(status, reason, self.finding(p, ood, heat, film.flags + [q for q in quality_flags(film.pixels) if q not in film.flags], grade), heat, ood, times)
+        return Result(status, reason, self.finding(p, ood, heat, film.flags + [q for q in quality_flags(film.pixels) if q not in film.flags], grade), heat, ood, times, out["features"][0])
 
     def severity(self,
         logits: np.ndarray,  # (3,): at least mild, moderate, severe

@@ -11,5 +11,6 @@ tag=${VERSION:-$(git rev-parse --short HEAD)}
 one() { file=$1 name=$2; shift 2; docker build --file "deploy/docker/$file.Dockerfile" --tag "${REGISTRY:-localhost/cxr}/cxr-pred-$name:$tag" "$@" .; }
 one vit vit
 one vit page --build-arg LOCK=page
+one vit watch --build-arg LOCK=watch
 one llm llm-cpu --target cpu
 one mlflow mlflow

@@ -12,7 +12,7 @@ RUN python -m pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-di
 
 FROM ${PYTHON} AS install
 RUN python -m venv --without-pip /opt/venv
-# vit, or page: the same service with the page at /
+# vit; page: the same service with the page at /; watch: what looks for drift
 ARG LOCK=vit
 COPY deploy/docker/requirements/${LOCK}.lock /tmp/requirements.lock
 # wheels only, and only those whose hashes the lock lists: nothing is compiled, nothing is new

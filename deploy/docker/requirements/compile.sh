@@ -16,6 +16,7 @@ all="setup.py $here/train.in --extra train --extra llm --extra clinic --extra op
 cut build $here/build.in
 cut vit $here/vit.in
 cut page setup.py $here/vit.in --extra clinic
+cut watch $here/vit.in $here/watch.in
 cut mlflow $here/mlflow.in
 cut llm-cuda $here/llm.in
 # shellcheck disable=SC2086  # lists of options

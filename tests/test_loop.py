@@ -1,0 +1,195 @@
+"The loop from a physician's answer to the next model: no test film is learned from, nobody is served worse, and every decision leaves its evidence."
+import io
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image
+from typer.testing import CliRunner
+
+from cxr_pred.cli import cli
+from cxr_pred.core import load_params, read_json, reload_settings, root, run_dir, write_json
+from cxr_pred.data.images import PREPROCESSING, preprocess
+from cxr_pred.data.labels import LABELS
+from cxr_pred.ops import retrain as loop
+from cxr_pred.ops.challenge import answers, decision
+from cxr_pred.ops.feedback import Known, alike, known_films, write_films
+from cxr_pred.store import Feedback, Store, Study, new_id
+from cxr_pred.vision.toy import toy_bundle, toy_patterns
+
+ROOT = root()
+ETL = {"size": 224, "seed": 0, "workers": 1, "reject": ["blank"], "resize": "squash", "tone": "percentile"}
+
+
+def film(label: str, seed: int) -> np.ndarray:
+    "A film with the toy's pattern of a class under noise of its own, (224, 224) uint8."
+    g = np.random.default_rng(seed)
+    return np.clip(128 + 75 * np.kron(toy_patterns(0)[LABELS.index(label)], np.ones((14, 14))) + 45 * np.kron(g.normal(size=(16, 16)), np.ones((14, 14))), 0, 255).astype(np.uint8)
+
+
+def write_base(data: Path, n: int = 160, test_from: int = 80) -> None:
+    "A run's data folder with n films of the toy's classes, from number `test_from` on in test."
+    from cxr_pred.data.etl import as_manifest, image_id, picture_hash, pixel_hash
+    films = [film(LABELS[i % 10], i) for i in range(n)]
+    ids = [image_id("toys", f"{i}.png") for i in range(n)]
+    rows = pd.DataFrame({"image_id": ids, "source": "toys", "split": ["test" if i >= test_from else "val" if i % 7 == 0 else "train" for i in range(n)], "label": [LABELS[i % 10] for i in range(n)], "patient_id": None, "group_id": ids,
+                         "age": 50.0, "sex": ["F", "M"] * (n // 2), "view": "PA", "width": 224, "height": 224, "sha256": [pixel_hash(f) for f in films], "phash": [picture_hash(f) for f in films], "quality": [[] for _ in films], "severity": None, "regions": None, "path": [f"{i}.png" for i in range(n)]})
+    data.mkdir(parents=True)
+    np.save(data / "films.npy", np.stack([preprocess(films[i]) for i in rows.sort_values("image_id").index]))
+    as_manifest(rows).to_parquet(data / "manifest.parquet", index=False)
+    write_json(data / "preprocessing.json", PREPROCESSING)
+
+
+def recorded(store: Store, pixels: np.ndarray, label: str, patient: str, physicians: int = 1, says: tuple = ()) -> str:
+    "A study of a film with what physicians answered; the model had said NORMAL."
+    i = new_id()
+    store.add_study(Study(id=i, status="ok", reason_code="ok", label="NORMAL", probability=0.6, finding={"label": "NORMAL"}, explanation_status="off", bundle_hash="b", patient_hash=store.patient_hash(patient)), pixels)
+    for k, said in enumerate(says or [label] * physicians): store.add_feedback(Feedback(study_id=i, physician=f"dr-{k}", kind="reading", confirmed_label=said, agrees=said == "NORMAL"))
+    return i
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    "A project of its own with a toy champion that knows the wrong patterns, and a store with forty settled films."
+    place = tmp_path / "project"; place.mkdir()
+    shutil.copy(ROOT / "settings.ini", place)
+    gates = [{"name": "model accuracy", "metric": "vit.overall.accuracy.value", "above": 0.1, "action": "halt"}]
+    retrain = load_params("sample", "retrain") | {"min_confirmed": 30, "draws": 100, "stress_films": 8, "on_drift": False, "margin_part": 0.2}
+    (place / "params.yaml").write_text(yaml.safe_dump({"etl": ETL, "gate": {"gates": gates}, "retrain": retrain}))
+    for name, value in {"CXR_ROOT": place, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/runs.db", "CXR_STATE": tmp_path / "state", "CXR_DATABASE_URL": ""}.items(): monkeypatch.setenv(name, str(value))
+    reload_settings()
+    write_base(run_dir("sample") / "data")
+    toy_run(run_dir("sample"), 1)
+    store = Store()
+    for n in range(40): recorded(store, film(LABELS[n % 10], 500 + n), LABELS[n % 10], f"P{n // 2}")
+    yield store
+    store.close(); monkeypatch.undo(); reload_settings()
+
+
+def toy_run(run: Path, seed: int) -> Path:
+    "What training and packaging leave, of a toy; its bundle."
+    from cxr_pred.vision.bundle import seal
+    toy_bundle(run / "vit", seed=seed); shutil.copytree(run / "vit", run / "bundle", dirs_exist_ok=True)
+    for place in (run, run / "bundle"): write_json(place / "metrics/vit.json", {"overall": {"accuracy": {"value": 0.5}}})
+    seal(run / "bundle", "sample")
+    return run / "bundle"
+
+
+def said(*args): return CliRunner().invoke(cli, [str(a) for a in args], catch_exceptions=False)
+
+
+# ---- nobody is served worse
+
+def both(champion: np.ndarray, challenger: np.ndarray, truth: np.ndarray) -> dict:
+    "Answers of two models that are right where they are told to be."
+    probs = lambda right: np.eye(10)[np.where(right, truth, (truth + 1) % 10)] * 0.9 + 0.01
+    return {m: {"probs": probs(r), "ok": np.ones(len(truth), bool)} for m, r in (("champion", champion), ("challenger", challenger))}
+
+
+@pytest.mark.parametrize("worse_for", [None, "sex F", "finds fracture wrist", "source small clinic", "age 65+"])
+def test_better_on_the_whole_and_worse_for_some_is_refused(worse_for):
+    rng, n = np.random.default_rng(0), 600
+    truth = np.arange(n) % 10
+    table = pd.DataFrame({"label": np.array(LABELS)[truth], "source": np.where(np.arange(n) // 10 % 8 == 0, "small clinic", "large"), "group_id": np.arange(n), "age": np.where(np.arange(n) // 20 % 6 == 0, 70.0, 50.0), "sex": np.where(np.arange(n) // 30 % 5 == 0, "F", "M"), "view": "PA"})
+    champion = rng.random(n) < 0.75
+    challenger = champion | (rng.random(n) < 0.6)
+    hit = {"sex F": table.sex == "F", "finds fracture wrist": table.label == "FRACTURE_WRIST", "source small clinic": table.source == "small clinic", "age 65+": table.age > 65}.get(worse_for)
+    if hit is not None: challenger[hit.to_numpy()] = champion[hit.to_numpy()] & (rng.random(int(hit.sum())) < 0.6)
+    found = decision(answers("frozen test", table, both(champion, challenger, truth), times=100))
+    assert "frozen test, accuracy" in found["better"], "better on the whole it is"
+    assert found["promote"] is (worse_for is None) and (worse_for is None or f"frozen test, {worse_for}" in found["worse"])
+    assert worse_for is None or worse_for in found["why"][0]
+
+
+def test_as_good_is_no_reason_and_a_gate_is_obeyed():
+    truth = np.arange(400) % 10
+    table = pd.DataFrame({"label": np.array(LABELS)[truth], "source": "one", "group_id": np.arange(400), "age": 50.0, "sex": "F", "view": "PA"})
+    right = np.random.default_rng(0).random(400) < 0.8
+    assert decision(answers("test", table, both(right, right, truth), times=50))["why"] == ["It is better at none of the goals that were named beforehand."]
+    rows = answers("test", table, both(right, right | (np.arange(400) % 3 == 0), truth), times=100)
+    assert decision(rows)["promote"]
+    gate = {"where": "gates", "name": "texts refused", "kind": "gate", "champion": 0.1, "challenger": 0.9, "verdict": "worse"}
+    assert not decision([*rows, gate])["promote"] and "gates, texts refused" in decision([*rows, gate])["worse"]
+
+
+# ---- what is learned from
+
+def test_no_test_film_enters_training_however_it_was_saved(project, tmp_path):
+    tests = [film(LABELS[i % 10], i) for i in range(80, 86)]
+    def through(a, **how): out = io.BytesIO(); Image.fromarray(a).save(out, **how); return np.asarray(Image.open(out).convert("L"))
+    ways = [lambda a: a, lambda a: through(a, format="JPEG", quality=25), lambda a: np.asarray(Image.fromarray(a).resize((150, 170), Image.Resampling.BICUBIC)), lambda a: np.ascontiguousarray(a[:, ::-1]),
+            lambda a: (40 + 0.6 * a).astype(np.uint8), lambda a: through(np.asarray(Image.fromarray(a).resize((600, 600))), format="PNG")]
+    for n, (way, a) in enumerate(zip(ways, tests)): recorded(project, way(a), "TUBERCULOSIS", f"T{n}", physicians=2)
+    friend = recorded(project, film("NORMAL", 900), "NORMAL", "T1")                    # a patient of whom a test film is known
+    disputed = recorded(project, film("NORMAL", 901), "", "D", says=("NORMAL", "PNEUMONIA"))
+    place, base = tmp_path / "feedback", run_dir("sample") / "data"
+    counts = write_films(project, place / "raw", [known_films(base)], 0.3)
+    assert (counts["copies_of_test_films"], counts["kept_out_with_them"], counts["disputed"], counts["films"]) == (6, 1, 1, 40)
+    assert not {project.subject(i)[:32] for i in (friend, disputed)} & {p.stem for p in (place / "raw/feedback/films").iterdir()}
+    assert loop.read_feedback_films(place, ETL)["films_opened"] == 40 and loop.read_feedback_films(place, ETL)["films_opened"] == 0
+    loop.join_data(base, place / "data", place / "raw", tmp_path / "new")
+    m, pictures = pd.read_parquet(tmp_path / "new/manifest.parquet"), np.load(tmp_path / "new/films.npy")
+    frozen = known_films(base)
+    assert m.image_id[m.split == "test"].tolist() == frozen.manifest.image_id.tolist() and (pictures[m.row[m.split == "test"]] == frozen.pictures).all()
+    assert alike(pictures[m.row[m.split != "test"]], frozen.pictures) == [], "no picture that is learned from resembles a test film"
+    assert m.groupby("group_id").split.nunique().max() == 1 and (m.source == "csv:feedback").sum() > 20
+
+
+def test_a_planted_test_film_in_the_feedback_folder_stops_the_join(project, tmp_path):
+    base = run_dir("sample") / "data"
+    write_films(project, tmp_path / "raw", [], 0.0)   # nobody told it of the test films
+    recorded(project, film(LABELS[0], 90), LABELS[0], "T")
+    write_films(project, tmp_path / "raw", [], 0.0)
+    loop.read_feedback_films(tmp_path, ETL)
+    with pytest.raises(Exception, match="test_film"): loop.join_data(base, tmp_path / "data", tmp_path / "raw", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_physicians_words_reach_the_language_data(project, tmp_path, monkeypatch):
+    import nbformat
+    from cxr_pred.language.sft import read_pairs
+    i = recorded(project, film("PNEUMONIA", 1), "PNEUMONIA", "W", physicians=0)
+    words = "Pneumonia is likely on this film, and it looks mild. The small air sacs of the lung are inflamed there. A doctor has to listen to your chest."
+    for text in (words, "You have pneumonia. Take antibiotics for a week."): project.add_feedback(Feedback(study_id=i, physician="dr-w", confirmed_label="PNEUMONIA", severity="mild", edited_explanation=text, agrees=False))
+    assert said("feedback", "export", tmp_path / "answers.parquet").exit_code == 0
+    monkeypatch.chdir(ROOT)   # where the stages run
+    names = {}
+    for cell in nbformat.read(ROOT / "nbs/pipelines/sft.ipynb", 4).cells:
+        if cell.cell_type != "code": continue
+        exec(cell.source, names)
+        if "parameters" in cell.metadata.get("tags", []): names |= {"run": str(tmp_path), "n_pairs": 40, "feedback": str(tmp_path / "answers.parquet"), "repeat": 3}
+    mine = [p for p in read_pairs(tmp_path / "sft/train.jsonl") if p["origin"] == "physician"]
+    assert len(mine) == 3 and "air sacs" in mine[0]["answer"] and read_json(tmp_path / "sft/summary.json")["physicians_refused"] == 1
+
+
+# ---- promotion and refusal
+
+def test_the_command_promotes_refuses_and_leaves_evidence(project, monkeypatch):
+    import mlflow
+    alias = lambda: mlflow.MlflowClient().get_model_version_by_alias("cxr-reader-sample", "champion").tags["bundle_hash"]
+    seeds = iter((1, 0, 1))
+    train, pack = (lambda profile, run: toy_run(run, next(seeds))), (lambda profile, run: run / "bundle")
+    monkeypatch.setattr(loop.retrain, "__defaults__", (train, pack))
+    assert "40 newly settled studies" in said("retrain", "--check").stdout and not loop.home("sample").exists()
+    r = said("retrain")
+    assert r.exit_code == 3 and "Not promoted. It is better at none of the goals" in r.stdout, r.output
+    r = said("retrain")
+    assert r.exit_code == 0 and "No reason to train again: 0 studies were settled since the last time, 30 are needed" in r.stdout
+    r = said("retrain", "--now")
+    assert r.exit_code == 0 and "Promoted. It is not worse anywhere" in r.stdout, r.output
+    up = loop.remembered("sample")["champion"]
+    promoted = alias()
+    r = said("retrain", "--now")
+    assert r.exit_code == 3 and "It is worse, or not shown to be no worse, at: frozen test, accuracy" in r.stdout and alias() == promoted and loop.remembered("sample")["champion"] == up
+    folders = sorted(p for p in loop.home("sample").iterdir() if (p / "evidence").is_dir())
+    assert len(folders) == 3
+    decided = [read_json(f / "evidence/evidence.json") for f in folders]
+    assert [e["decision"]["promote"] for e in decided] == [False, True, False] and decided[1]["challenger"]["bundle_hash"] == promoted == decided[2]["champion"]["bundle_hash"]
+    assert decided[0]["started"].startswith("by 40 newly settled") and [e["data"]["films_opened"] for e in decided] == [40, 0, 0], "the second and third time no film is opened"
+    for f, e in zip(folders, decided):
+        page, plan = (f / "evidence/evidence.html").read_text(), (f / "evidence/plan.md").read_text()
+        assert ("<h1>Promoted</h1>" in page) is e["decision"]["promote"] and "http" not in page and "dr-0" not in page + plan
+        assert all(h in plan for h in ("## 1. Description of the modification", "## 2. Modification protocol", "## 3. Impact assessment"))
