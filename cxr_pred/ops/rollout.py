@@ -6,7 +6,7 @@
 __all__ = ['Stage', 'RULES', 'CARRIES', 'Limits', 'limits', 'RolloutSettings', 'Target', 'target', 'State', 'Memory',
            'made_up_films', 'staging_reader', 'stop', 'step', 'quantile', 'load_test', 'Figures', 'Look',
            'bucket_quantile', 'samples', 'Window', 'Eyes', 'Decision', 'breaches', 'asks', 'decide', 'corrected',
-           'weights', 'served', 'Rollout', 'Watcher', 'wanted', 'Slot']
+           'weights', 'served', 'Rollout', 'told', 'Watcher', 'wanted', 'Slot']
 
 # %% ../../nbs/ops/rollout.ipynb #3c7c0987
 import fcntl, json, math, os, subprocess, sys, tempfile, threading, time
@@ -374,7 +374,7 @@ def corrected(
     first = select(func.min(Feedback.id).label("id")).group_by(Feedback.study_id).subquery()
     rows = select(Feedback.agrees, func.count()).join(first, first.c.id == Feedback.id).join(Study, Study.id == Feedback.study_id).join(Prediction, Prediction.study_id == Study.id)
     rows = rows.where(Prediction.bundle_hash == bundle_hash, Study.status == "ok", Study.created_at >= datetime.fromtimestamp(since, timezone.utc)).group_by(Feedback.agrees)
-    with store.session() as s: n = dict(s.execute(rows).tuples().all())
+    with store.session() as s: n = {agrees: k for agrees, k in s.execute(rows)}
     return sum(n.values()), n.get(False, 0)
 
 # %% ../../nbs/ops/rollout.ipynb #091efc27
@@ -514,7 +514,17 @@ class Rollout:
             state = state.model_copy(update={what: getattr(state, what).seen((new[0][0], new[1][0]), (new[0][1], new[1][1]))})
         return state
 
-# %% ../../nbs/ops/rollout.ipynb #99bab9db
+# %% ../../nbs/ops/rollout.ipynb #90e31908
+def told(state: State) -> str:
+    "A state in some lines."
+    from datetime import datetime, timezone
+    day = lambda t: datetime.fromtimestamp(t, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+    out = [f"{state.stage}" + (f" since {day(state.since)}" if state.since else ""), f"stable: {state.stable.version} ({state.stable.hash[:12]})" if state.stable else "stable: nothing yet"]
+    if state.candidate: out += [f"canary: {state.candidate.version} ({state.candidate.hash[:12]})", f"faults: {state.errors.said()}", f"corrected by physicians: {state.answers.said()}"]
+    if state.called: out.append(f"a person is called for: {', '.join(state.called)}")
+    return "\n".join(out + [f"{day(x['at'])}  {x['what']:10} {x['version'] or '':18} {x['why']} ({x['actor']})" for x in state.decisions[-10:]])
+
+# %% ../../nbs/ops/rollout.ipynb #8a9bd7c2
 class Watcher:
     "Looks again and again; keeps figures for Prometheus."
 
@@ -548,7 +558,7 @@ class Watcher:
         gauge("unlogged", "Decisions that wait for the log", {(): len(s.unlogged)})
         return generate_latest(r) + f"# TYPE cxr_rollout_look_failures_total counter\ncxr_rollout_look_failures_total {self.failures}\n".encode()
 
-# %% ../../nbs/ops/rollout.ipynb #5f4070e2
+# %% ../../nbs/ops/rollout.ipynb #e65b9e44
 def wanted(state: State, server: str) -> str | None:
     "The folder of the bundle that the reader behind a server is to serve; None for no reader."
     if server == "stable": return state.stable and state.stable.path
@@ -565,14 +575,16 @@ class Slot:
         more: tuple[str, ...] = ("--no-ui",),   # arguments of `cxr-pred serve`
         env: dict[str, str] | None = None,
         log_to=None,           # a file; this terminal if None
+        proxy: str | None = None,   # HAProxy, which says when the reader has no films any more; None: it is not asked
         command: tuple[str, ...] = (sys.executable, "-c", "from cxr_pred.cli import end_with_parent, main; end_with_parent(); main()"),
     ):
-        self.memory, self.server, self.port, self.more, self.env, self.log_to, self.command = memory, server, port, more, env, log_to, command
-        self.child, self.path, self.stopping, self.starts = None, None, threading.Event(), 0
+        self.memory, self.server, self.port, self.more, self.env, self.log_to, self.proxy, self.command = memory, server, port, more, env, log_to, proxy, command
+        self.child, self.path, self.stopping, self.starts, self.leaves = None, None, threading.Event(), 0, None
 
     def follow(self) -> None:
         "Start, stop or replace the reader where another is wanted, or where it ended."
         want = wanted(self.memory.read(), self.server)
+        if self.child and want != self.path and self.child.poll() is None and not self.empty(): return
         if self.child and (want != self.path or self.child.poll() is not None):
             if self.child.poll() is not None and want == self.path:
                 log.error("the reader behind %s ended with status %s and is started again", self.server, self.child.returncode)
@@ -584,9 +596,16 @@ class Slot:
             env = (self.env or dict(os.environ)) | {"CXR_BUNDLE": want}
             self.child, self.path = subprocess.Popen([*self.command, "serve", "--port", str(self.port), *self.more], env=env, stdin=subprocess.PIPE, stdout=self.log_to, stderr=self.log_to), want
 
+    def empty(self, patience_s: float = 60) -> bool:
+        "Whether a reader that is to go has answered its last film, or had the time for it."
+        self.leaves = self.leaves or time.monotonic()
+        try: there = servers(self.proxy)[self.server] if self.proxy else None
+        except SetupError: there = None   # no HAProxy, no films from it
+        return there is None or (there.weight == 0 and there.under_way == 0) or time.monotonic() - self.leaves > patience_s
+
     def end(self) -> None:
         "Stop the reader; it finishes what it has begun."
-        child, self.child, self.path = self.child, None, None
+        child, self.child, self.path, self.leaves = self.child, None, None, None
         if child is None: return
         if child.poll() is None: child.terminate()
         stop(child); child.stdin.close()
