@@ -10,7 +10,7 @@ __all__ = ['cli', 'NO_ANSWER', 'BUNDLE', 'HOST', 'PORT', 'ECS', 'feedback', 'REF
            'load', 'drift', 'watch', 'simulate', 'records', 'forget', 'sweep', 'backup', 'restore', 'audit',
            'users_add', 'users_list', 'users_disable', 'keys_add', 'keys_list', 'keys_revoke', 'steering',
            'rollout_start', 'rollout_status', 'rollout_promote', 'rollout_rollback', 'rollout_watch', 'rollout_serve',
-           'main']
+           'stack', 'main']
 
 # %% ../nbs/04_cli.ipynb #c002
 import json, os, sys, threading
@@ -600,7 +600,7 @@ def rollout_rollback(to: str = typer.Option(None, help="an earlier version's nam
 
 @rollouts.command("watch")
 def rollout_watch(host: str = HOST, port: int = typer.Option(9110, help="0: any that is free"), ecs: bool = ECS):
-    "Look every few seconds, go on or back by the limits of params.yaml, and serve the state to Prometheus at /metrics."
+    "Look every few seconds, go on or back by the limits of deploy/rollout.yaml, and serve the state to Prometheus at /metrics."
     log_as(ecs, "cxr-rollout")
     with steering() as r:
         from cxr_pred.ops.exporter import server
@@ -626,6 +626,20 @@ def rollout_serve(server: str = typer.Argument(help="stable or canary"), port: i
         slot = Slot(Memory(settings().state), server, port, ("--ui" if ui else "--no-ui",), proxy=RolloutSettings().proxy)
         for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, lambda *a: slot.stopping.set())
         slot.keep()
+
+# %% ../nbs/04_cli.ipynb #f70a93b1
+@cli.command()
+def stack(
+    folder: Path = typer.Option(Path("build/stack"), help="for data, logs and secrets; used again the next time"),
+    bundle: Path = BUNDLE,
+    free_ports: bool = typer.Option(False, "--free-ports", help="any ports that are free, not the usual ones"),
+    ui: bool = typer.Option(True, "--ui/--no-ui", help="with the page at /"),
+    as_json: bool = typer.Option(False, "--json", help="print the addresses as one line of JSON"),
+):
+    "Start database, object store, tracking, readers, proxy, monitoring and archive; Ctrl-C stops them."
+    with plainly():
+        from cxr_pred.ops.stack import run_house
+        if (status := run_house(folder, bundle, free_ports, ui, as_json)): raise typer.Exit(status)
 
 # %% ../nbs/04_cli.ipynb #c030
 def main(): cli()

@@ -141,7 +141,7 @@ def test_a_tenth_goes_to_the_canary_and_a_slow_one_goes_back(site, tmp_path):
     with r.store.session() as s: logged = [a.action for a in s.query(Audit).order_by(Audit.id)]
     assert logged == ["rollout.first", "rollout.start", "rollout.tested", "rollout.canary", "rollout.rollback"] and r.store.verify().broken is None
     assert watcher.failures == 0 and 'cxr_rollout_stage{stage="settled"} 1.0' in watcher.page().decode()
-    print(f"back {to_decision:.1f} s after it became slow (limit {r.limits.for_s:g} s), last film to it after {to_last:.1f} s, {len(answers)} films, none lost")
+    print(f"\nback {to_decision:.1f} s after it became slow (limit {r.limits.for_s:g} s), last film to it after {to_last:.1f} s, {len(answers)} films, none lost")
 
 
 def test_a_canary_that_fails_is_taken_out_by_whoever_sees_it_first(site):
@@ -208,7 +208,7 @@ def real(tmp_path):
     ports = {n: loopback_port() for n in ("stable", "canary")}
     project = tmp_path / "project"; project.mkdir(); shutil.copy(ROOT / "settings.ini", project)
     short = Limits(clients=2, step_s=2, gate_p99_ms=60_000, gate_per_s=0.01, canary_s=1, keep_s=3600, for_s=5, window_s=6, least=3, every_s=0.5, doubt=0.05, error_margin=0.2)
-    (project / "params.yaml").write_text(yaml.safe_dump({"rollout": short.model_dump()}))
+    (project / "params.yaml").write_text("{}"); (project / "deploy").mkdir(); (project / "deploy/rollout.yaml").write_text(yaml.safe_dump(short.model_dump()))
     children = []
     with haproxy(tmp_path, *(f"127.0.0.1:{p}" for p in ports.values())) as (url, admin):
         env = {k: v for k, v in os.environ.items() if not k.startswith("CXR_")} | {"CXR_ROOT": str(project), "CXR_STATE": str(tmp_path / "state"), "CXR_ROLLOUT_PROXY": admin, "OMP_NUM_THREADS": "1", "CXR_THREADS": "1"} | {f"CXR_ROLLOUT_{n.upper()}": f"http://127.0.0.1:{p}" for n, p in ports.items()}
@@ -263,7 +263,7 @@ def test_real_readers_are_exchanged_under_traffic_and_a_slow_one_goes_back(real)
 
 def test_the_limits_are_the_same_everywhere():
     text = lambda p: (ROOT / "deploy" / p).read_text()
-    L = Limits(**yaml.safe_load((ROOT / "params.yaml").read_text())["rollout"])
+    L = Limits(**yaml.safe_load(text("rollout.yaml")))
     rules = {r["alert"]: r for g in yaml.safe_load(text("prometheus/rules/cxr.yml"))["groups"] for r in g["rules"] if "alert" in r}
     assert rules["PredictionsSlow"]["expr"].endswith(f"> {L.p99_ms / 1000:g}") and rules["PredictionsSlow"]["for"] == f"{L.for_s / 60:g}m"
     assert rules["RequestsFail"]["expr"].endswith(f"> {L.failures:g}") and rules["RequestsFail"]["for"] == f"{L.for_s / 60:g}m"
