@@ -10,7 +10,7 @@ __all__ = ['cli', 'NO_ANSWER', 'BUNDLE', 'HOST', 'PORT', 'ECS', 'feedback', 'REF
            'load', 'drift', 'watch', 'simulate', 'records', 'forget', 'sweep', 'backup', 'restore', 'audit',
            'users_add', 'users_list', 'users_disable', 'keys_add', 'keys_list', 'keys_revoke', 'steering',
            'rollout_start', 'rollout_status', 'rollout_promote', 'rollout_rollback', 'rollout_watch', 'rollout_serve',
-           'stack', 'main']
+           'stack', 'report_hour', 'main']
 
 # %% ../nbs/04_cli.ipynb #c002
 import json, os, sys, threading
@@ -640,6 +640,16 @@ def stack(
     with plainly():
         from cxr_pred.ops.stack import run_house
         if (status := run_house(folder, bundle, free_ports, ui, as_json)): raise typer.Exit(status)
+
+# %% ../nbs/04_cli.ipynb #6cea8da6
+@cli.command()
+def report_hour(hour: str = typer.Argument(None, help="e.g. 2026-11-27T05, UTC; the last full hour if not given")):
+    "Log an hour's films, physicians' answers and times into MLflow, once."
+    with records() as store:
+        from cxr_pred.ops.hourly import hour_of
+        from cxr_pred.ops.hourly import report_hour as reported
+        run_id, made = reported(store, when := hour_of(hour))
+        print(f"{when:%Y-%m-%dT%H}: {'logged as' if made else 'was logged before, as'} {run_id}")
 
 # %% ../nbs/04_cli.ipynb #c030
 def main(): cli()

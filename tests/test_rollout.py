@@ -193,7 +193,7 @@ def slow_bundle(folder: Path) -> Path:
     for n in g.node:
         if n.op_type == "ReduceSum": n.output[0] = "plain"
     last = "seeded"; g.node.extend([helper.make_node("ReduceMean", ["plain"], ["mean_all"], keepdims=0), helper.make_node("Add", ["big", "mean_all"], [last])])
-    for k in range(12): g.node.append(helper.make_node("MatMul", [last, "big"], [last := f"big{k}"]))
+    for k in range(16): g.node.append(helper.make_node("MatMul", [last, "big"], [last := f"big{k}"]))
     g.node.extend([helper.make_node("ReduceMax", [last], ["top"], keepdims=0), helper.make_node("Mul", ["top", "naught"], ["nothing"]), helper.make_node("Add", ["plain", "nothing"], ["logits"])])
     onnx.save(m, folder / "vit.int8.onnx"); shutil.copyfile(folder / "vit.int8.onnx", folder / "vit.onnx")
     files = sorted(f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file() and f.name != "manifest.json")
@@ -207,7 +207,7 @@ def real(tmp_path):
     debian("haproxy")
     ports = {n: loopback_port() for n in ("stable", "canary")}
     project = tmp_path / "project"; project.mkdir(); shutil.copy(ROOT / "settings.ini", project)
-    short = Limits(clients=2, step_s=2, gate_p99_ms=60_000, gate_per_s=0.01, canary_s=1, keep_s=3600, for_s=5, window_s=6, least=3, every_s=0.5, doubt=0.05, error_margin=0.2)
+    short = Limits(clients=2, step_s=2, gate_p99_ms=60_000, gate_per_s=0.01, canary_s=1, keep_s=3600, p99_ms=1500, for_s=8, window_s=20, least=1, every_s=0.5, doubt=0.05, error_margin=0.2, wait_s=400)
     (project / "params.yaml").write_text("{}"); (project / "deploy").mkdir(); (project / "deploy/rollout.yaml").write_text(yaml.safe_dump(short.model_dump()))
     children = []
     with haproxy(tmp_path, *(f"127.0.0.1:{p}" for p in ports.values())) as (url, admin):
