@@ -26,7 +26,7 @@ from .proxy import Server, servers, set_weights
 from ..store import Store
 from ..vision.classify import load_bundle
 
-# %% ../../nbs/ops/rollout.ipynb #866cb50b
+# %% ../../nbs/ops/rollout.ipynb #2be50e70
 class Limits(BaseModel):
     "When a version goes on, and when it goes back."
     model_config = ConfigDict(extra="forbid")
@@ -47,6 +47,7 @@ class Limits(BaseModel):
     least: int = 20                       # fewer films in a window say nothing
     every_s: float = 5                    # between two looks
     error_margin: float = 0.01            # the comparison: so much more failures are still good enough
+    slow_margin: float = 0.02             # so many more films over p99_ms
     disagree_margin: float = 0.05         # and so many more answers that physicians correct
     doubt: float = 0.025                  # how often each comparison may be wrong
     input_drift_rolls_back: bool = False  # a new scanner is no fault of the version: a person is called
@@ -87,7 +88,7 @@ def target(folder: Path | str) -> Target:
     for name in b.manifest["files"]: b.read(name)
     return Target(version=b.manifest["version"], hash=b.hash, path=str(b.path))
 
-# %% ../../nbs/ops/rollout.ipynb #94db79dd
+# %% ../../nbs/ops/rollout.ipynb #6f4de98d
 Stage = Literal["settled", "staging", "waiting", "canary", "production", "settling"]
 
 
@@ -102,6 +103,7 @@ class State(BaseModel):
     known: list[Target] = []               # what was once served, the newest last
     breached: dict[str, float] = {}        # rule -> since when without a pause
     errors: Comparison = Comparison()
+    times: Comparison = Comparison()       # films that took longer than p99_ms
     answers: Comparison = Comparison()     # physicians' corrections
     load: dict[str, Any] | None = None     # what the load test found
     called: list[str] = []                 # what a person was called for in this stage
@@ -214,7 +216,7 @@ def load_test(
     why += [f"{best:g} films a second at best, {limits.gate_per_s:g} are wanted"] if best < limits.gate_per_s else []
     return {"passed": not why, "why": why, "steps": steps, "p99_ms": p99, "per_s": best, "limit_passed_at": next((s["clients"] for s in steps if s["p99_ms"] >= limits.gate_p99_ms), None)}
 
-# %% ../../nbs/ops/rollout.ipynb #b5fcf54e
+# %% ../../nbs/ops/rollout.ipynb #f7c77324
 class Figures(NamedTuple):
     "What one version did in the window."
     p99_ms: float | None
@@ -227,6 +229,7 @@ class Look(NamedTuple):
     at: float                        # seconds of the epoch
     servers: dict[str, Server]       # as HAProxy sees them
     figures: dict[str, Figures]      # by server
+    slow: dict[str, tuple[int, int]] # by server: films since its reader began, and those over the limit; without a reader that could not be read
     outcome_drifted: bool | None     # None: nobody could say
     input_drifted: bool | None
 
@@ -265,13 +268,20 @@ class Window:
         first = self.kept[0]
         return {k: v - first[1].get(k, 0) for k, v in now.items()} if at > first[0] else None
 
-# %% ../../nbs/ops/rollout.ipynb #1ddf1be6
+# %% ../../nbs/ops/rollout.ipynb #027703fc
 class Eyes:
     "Reads the figures."
 
     def __init__(self, where: RolloutSettings, limits: Limits, clock: Callable[[], float] = time.time):
         self.where, self.limits, self.clock = where, limits, clock
         self.windows = {(what, name): Window(limits.window_s) for what in ("seconds", "proxy") for name in ("stable", "canary")}
+
+    def slow(self, name: str) -> tuple[int, int] | None:
+        "Films that a reader answered and those that took longer than the limit (to the next border of its histogram); None where it can't be asked."
+        import httpx
+        try: now = {float(dict(labels)["le"]): v for (n, labels), v in samples(getattr(self.where, name)).items() if n == "cxr_predict_seconds_bucket"}
+        except (httpx.HTTPError, ValueError): return None
+        return (int(now[math.inf]), int(now[math.inf] - now[min(b for b in now if b >= self.limits.p99_ms / 1000)])) if now else None
 
     def look(self) -> Look:
         "Look once. Raises `SetupError` no_proxy; what else is away is None."
@@ -280,7 +290,7 @@ class Eyes:
         for name, server in seen.items():
             grew = self.windows["proxy", name].grew(at, {"requests": server.requests, "bad": server.bad}) or {"requests": 0, "bad": 0}
             figures[name] = Figures(self.p99(name, at), grew["requests"], grew["bad"] / grew["requests"] if grew["requests"] else None)
-        return Look(at, seen, figures, self.drifted("outcome"), self.drifted("input"))
+        return Look(at, seen, figures, {n: s for n in seen if (s := self.slow(n))}, self.drifted("outcome"), self.drifted("input"))
 
     def p99(self, name: str, at: float) -> float | None:
         "P99 of a server's films in the window, ms."
@@ -312,7 +322,7 @@ class Eyes:
         except (httpx.HTTPError, ValueError, KeyError): return None
         return float(found[0]["value"][1]) if found else None
 
-# %% ../../nbs/ops/rollout.ipynb #78089f2d
+# %% ../../nbs/ops/rollout.ipynb #85807249
 class Decision(NamedTuple):
     "What to do and why."
     what: Literal["hold", "rollback", "call", "promote", "settle", "canary", "production", "settled"]
@@ -320,15 +330,16 @@ class Decision(NamedTuple):
     rule: str = ""   # of RULES
 
 
-RULES = ("latency", "failures", "outcome_drift", "input_drift", "down", "wrong_bundle", "late", "worse_errors", "worse_answers", "blind", "ready", "by_hand", "load")
+RULES = ("latency", "failures", "hangs", "outcome_drift", "input_drift", "down", "wrong_bundle", "late", "worse_errors", "worse_times", "worse_answers", "blind", "ready", "by_hand", "load")
 CARRIES = ("canary", "production", "settling")   # stages in which the candidate reads films
 
 
 def breaches(state: State, look: Look, limits: Limits) -> dict[str, float]:
     "Which limits are passed, and since when without a pause."
-    f = look.figures["canary" if state.stage in CARRIES else "stable"]
-    over = {"latency": f.p99_ms is not None and f.p99_ms > limits.p99_ms, "failures": f.failed is not None and f.failed > limits.failures}
-    return {rule: state.breached.get(rule, look.at) for rule, bad in over.items() if bad and f.films >= limits.least}
+    name = "canary" if state.stage in CARRIES else "stable"
+    f, enough = look.figures[name], look.figures[name].films >= limits.least
+    over = {"latency": enough and f.p99_ms is not None and f.p99_ms > limits.p99_ms, "failures": enough and f.failed is not None and f.failed > limits.failures, "hangs": look.servers[name].under_way > 0 and f.films == 0}
+    return {rule: state.breached.get(rule, look.at) for rule, bad in over.items() if bad}
 
 
 def asks(state: State, look: Look, limits: Limits, serves: str | None) -> Iterator[Decision]:
@@ -336,14 +347,15 @@ def asks(state: State, look: Look, limits: Limits, serves: str | None) -> Iterat
     on_trial = state.stage in ("canary", "production")
     back, f = "rollback" if on_trial else "call", look.figures["canary" if state.stage in CARRIES else "stable"]
     for rule, since in sorted(state.breached.items()):
-        if (s := look.at - since) >= limits.for_s: yield Decision(back, f"P99 {f.p99_ms:.0f} ms, over {limits.p99_ms:g} for {s:.0f} s" if rule == "latency" else f"{f.failed:.1%} of the films fail, over {limits.failures:.1%} for {s:.0f} s", rule)
+        if (s := look.at - since) < limits.for_s: continue
+        yield Decision(back, {"latency": lambda: f"P99 {f.p99_ms:.0f} ms, over {limits.p99_ms:g} for {s:.0f} s", "failures": lambda: f"{f.failed:.1%} of the films fail, over {limits.failures:.1%} for {s:.0f} s", "hangs": lambda: f"films are under way and none is answered, for {s:.0f} s"}[rule](), rule)
     if look.outcome_drifted: yield Decision(back, "physicians confirm fewer answers than chance explains", "outcome_drift")
     if look.input_drifted: yield Decision(back if limits.input_drift_rolls_back else "call", "today's films differ from those that the version was calibrated on", "input_drift")
     if state.stage == "waiting" and look.at - state.since >= limits.wait_s: yield Decision("rollback", f"no reader served it within {limits.wait_s:g} s", "late")
     if not on_trial: return
     if not look.servers["canary"].up: yield Decision("rollback", f"HAProxy has taken it out: {look.servers['canary'].status}", "down")
     if serves and serves != state.candidate.hash: yield Decision("rollback", f"its reader serves another bundle ({serves[:12]})", "wrong_bundle")
-    for rule, c in (("worse_errors", state.errors), ("worse_answers", state.answers)):
+    for rule, c in (("worse_errors", state.errors), ("worse_times", state.times), ("worse_answers", state.answers)):
         if c.verdict == "worse": yield Decision("rollback", c.said(), rule)
     if f.films >= limits.least and f.p99_ms is None: yield Decision("call", "its times can't be read", "blind")
     age = look.at - state.since
@@ -379,7 +391,7 @@ def corrected(
     with store.session() as s: n = {agrees: k for agrees, k in s.execute(rows)}
     return sum(n.values()), n.get(False, 0)
 
-# %% ../../nbs/ops/rollout.ipynb #091efc27
+# %% ../../nbs/ops/rollout.ipynb #32a7e595
 def weights(stage: str, limits: Limits) -> tuple[int, int]:
     "HAProxy's weights of stable and canary in a stage."
     return {"canary": (100 - limits.share, limits.share), "production": (1, 256), "settling": (0, 100)}.get(stage, (100, 0))
@@ -440,7 +452,7 @@ class Rollout:
             if state.stage != "settled": raise InputError("under_way", f"A rollout of {state.candidate.version} is under way ({state.stage}).", "Promote it, or roll it back, first.", status=409)
             if state.stable is None: return self.decided(state, actor, "first", "nothing was served before, so there is nothing to compare with", stable=new, known=[new], stage="settled")
             if state.stable.hash == new.hash: raise InputError("already_served", f"{new.version} is what is served.", "Name another bundle.", status=409)
-            state = self.decided(state, actor, "start", "load test", stage="staging", candidate=new, goes_to="canary", load=None, errors=Comparison(margin=self.limits.error_margin, doubt=self.limits.doubt), answers=Comparison(margin=self.limits.disagree_margin, doubt=self.limits.doubt, expected=0.05))
+            state = self.decided(state, actor, "start", "load test", stage="staging", candidate=new, goes_to="canary", load=None, **self.comparisons())
         tell(f"{new.version}: load test")
         try: found = (tested or self.test)(new)
         except BaseException as e:
@@ -453,6 +465,11 @@ class Rollout:
                 self.decided(state, actor, "rollback", "; ".join(found["why"]), "load", stage="settled", candidate=None)
                 raise InputError("load_failed", f"{new.version} did not pass the load test: {'; '.join(found['why'])}.", "The old version goes on.")
             return self.decided(state, actor, "tested", f"P99 {found['p99_ms']:g} ms, {found['per_s']:g} films a second", "load", stage="waiting")
+
+    def comparisons(self) -> dict[str, Comparison]:
+        "Three that know of nothing yet."
+        c = lambda margin, expected: Comparison(margin=margin, doubt=self.limits.doubt, expected=expected)
+        return {"errors": c(self.limits.error_margin, 0.005), "times": c(self.limits.slow_margin, 0.02), "answers": c(self.limits.disagree_margin, 0.05)}
 
     def test(self, new: Target) -> dict:
         "The load test, in a reader of its own."
@@ -481,7 +498,7 @@ class Rollout:
             if not earlier: raise InputError("unknown_target" if to else "nothing_to_roll_back", f"{to} was never served here." if to else "There is no earlier version.", f"Known: {', '.join(t.version for t in state.known) or 'none'}.", status=404)
             old = target(earlier[-1].path)
             if old.hash != earlier[-1].hash: raise SetupError("bundle_changed", f"{old.path} holds {old.version} now.", "Put the earlier bundle back to its place.")
-            return self.decided(state, actor, "return", why, rule, stage="waiting", candidate=old, goes_to="production", errors=Comparison(), answers=Comparison())
+            return self.decided(state, actor, "return", why, rule, stage="waiting", candidate=old, goes_to="production", **self.comparisons())
 
     def look(self) -> Decision:
         "Look, decide, act. Raises `SetupError` no_proxy."
@@ -507,6 +524,7 @@ class Rollout:
         "The comparisons with what came since the last look."
         if state.stage not in ("canary", "production"): self.judged = {}; return state
         now = {"errors": [(s.requests, s.bad) for s in (look.servers["stable"], look.servers["canary"])]}
+        if len(look.slow) == 2: now["times"] = [look.slow["stable"], look.slow["canary"]]
         try: now["answers"] = [corrected(self.store, t.hash, state.since) for t in (state.stable, state.candidate)]
         except Exception as e: log.error("physicians' answers can't be read: %s", type(e).__name__)
         for what, totals in now.items():
@@ -516,17 +534,17 @@ class Rollout:
             state = state.model_copy(update={what: getattr(state, what).seen((new[0][0], new[1][0]), (new[0][1], new[1][1]))})
         return state
 
-# %% ../../nbs/ops/rollout.ipynb #90e31908
+# %% ../../nbs/ops/rollout.ipynb #b0230e18
 def told(state: State) -> str:
     "A state in some lines."
     from datetime import datetime, timezone
     day = lambda t: datetime.fromtimestamp(t, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
     out = [f"{state.stage}" + (f" since {day(state.since)}" if state.since else ""), f"stable: {state.stable.version} ({state.stable.hash[:12]})" if state.stable else "stable: nothing yet"]
-    if state.candidate: out += [f"canary: {state.candidate.version} ({state.candidate.hash[:12]})", f"faults: {state.errors.said()}", f"corrected by physicians: {state.answers.said()}"]
+    if state.candidate: out += [f"canary: {state.candidate.version} ({state.candidate.hash[:12]})", f"faults: {state.errors.said()}", f"slow: {state.times.said()}", f"corrected by physicians: {state.answers.said()}"]
     if state.called: out.append(f"a person is called for: {', '.join(state.called)}")
     return "\n".join(out + [f"{day(x['at'])}  {x['what']:10} {x['version'] or '':18} {x['why']} ({x['actor']})" for x in state.decisions[-10:]])
 
-# %% ../../nbs/ops/rollout.ipynb #8a9bd7c2
+# %% ../../nbs/ops/rollout.ipynb #2987b456
 class Watcher:
     "Looks again and again; keeps figures for Prometheus."
 
@@ -553,8 +571,8 @@ class Watcher:
         gauge("stage", "1 for the stage that a rollout is in", {(k,): s.stage == k for k in Stage.__args__}, ["stage"])
         gauge("version", "1 for the versions behind stable and canary", {(n, t.version, t.hash): 1 for n, t in (("stable", s.stable), ("canary", s.candidate)) if t}, ["server", "version", "bundle_hash"])
         gauge("share", "Share of the films that the server canary is to read", {(): canary / (stable + canary)})
-        gauge("breached_seconds", "How long a limit has been passed without a pause", {(k,): self.rollout.clock() - s.breached.get(k, self.rollout.clock()) for k in ("latency", "failures")}, ["rule"])
-        gauge("evidence", "Stake that the new version is worse; 1 / doubt takes it back", {(n,): math.exp(min(c.log_worse, 700)) for n, c in (("errors", s.errors), ("answers", s.answers))}, ["what"])
+        gauge("breached_seconds", "How long a limit has been passed without a pause", {(k,): self.rollout.clock() - s.breached.get(k, self.rollout.clock()) for k in ("latency", "failures", "hangs")}, ["rule"])
+        gauge("evidence", "Stake that the new version is worse; 1 / doubt takes it back", {(n,): math.exp(min(c.log_worse, 700)) for n, c in (("errors", s.errors), ("times", s.times), ("answers", s.answers))}, ["what"])
         gauge("called", "1 where a person is called", {(k,): k in s.called for k in RULES}, ["rule"])
         gauge("decision_timestamp_seconds", "When the newest decision was made, and which", {(x["what"], x["rule"]): x["at"] for x in s.decisions[-1:]}, ["what", "rule"])
         gauge("unlogged", "Decisions that wait for the log", {(): len(s.unlogged)})
