@@ -11,7 +11,7 @@ STAMP := .venv/.set-up
 IS_3_11 := import sys; sys.exit(sys.version_info[:2] != (3, 11))
 PIPELINE := $(if $(filter sample,$(PROFILE)),dvc.yaml,profiles/$(PROFILE)/dvc.yaml)
 
-.PHONY: help setup run test test-all app lab release release-words browser readme test-deps deploy-checks deploy-locks ci simulate space lock docs
+.PHONY: help setup run test test-all app lab release release-words browser readme test-deps deploy-checks airflow-checks deploy-locks ci simulate space lock docs stack
 
 help:
 	@echo "make run        set up, run the pipeline, explain one film (PROFILE=sample, or PROFILE=clinical DATA=folder)"
@@ -20,6 +20,7 @@ help:
 	@echo "make app        set up, then the page and REST on http://127.0.0.1:$(PORT)/ (PORT=)"
 	@echo "make lab        set up, then the notebooks in JupyterLab"
 	@echo "make simulate   play a hospital's day in three minutes against a reader of its own, and count what was lost"
+	@echo "make stack      the whole house as real processes, without Docker: database, S3, MLflow, readers, HAProxy, Prometheus, Orthanc; Ctrl-C stops it"
 	@echo "make release    copy the clinical run's bundle to models/release"
 	@echo "make release-words  give models/release the clinical run's language model and today's facts; the part that reads films stays"
 	@echo "make browser    a folder that reads films on a phone, for any web server: build/browser (needs npm; BUNDLE=folder for another bundle)"
@@ -28,6 +29,7 @@ help:
 	@echo "make readme     write README.md from nbs/index.ipynb"
 	@echo "make test-deps  what the full test can use beside: chromium, promtool, amtool, haproxy, dcmtk, dicom3tools and Orthanc from Debian, deploy-checks, and ONNX Runtime Web where npm is"
 	@echo "make deploy-checks  .venv-deploy: the tools that check deploy/ and .github/workflows/ (npm for the schemas of Argo Rollouts and its like)"
+	@echo "make airflow-checks  .venv-airflow: Airflow, in which the schedules of deploy/airflow are tried"
 	@echo "make ci         what the workflows do, as far as one machine can: lint, tests, training of the sample, gate, package, staging"
 	@echo "make lock       settings.ini's requirements resolved into requirements.lock; versions that are there stay"
 	@echo "make deploy-locks   cut the images' locks out of requirements.lock"
@@ -74,6 +76,9 @@ space:
 	@rm -rf build/space
 	@deploy/space/build.sh build/space $(BUNDLE)
 
+stack: setup
+	@$(ENV) cxr-pred stack
+
 release: setup
 	@$(ENV) python -m cxr_pred.vision.bundle release
 
@@ -103,6 +108,14 @@ $(CHECKS): deploy/checks/requirements.lock deploy/checks/package-lock.json | $(S
 	@test -x .venv-deploy/bin/python || $(BIN)/uv venv --quiet --python $(BIN)/python .venv-deploy
 	@$(BIN)/uv pip sync --quiet --require-hashes --python .venv-deploy/bin/python deploy/checks/requirements.lock || { echo "The checkers could not be installed. Check the network (UV_INDEX_URL for a mirror); then run the same command again."; exit 1; }
 	@if command -v npm >/dev/null; then cd deploy/checks && npm ci --silent; else echo "There is no npm: the schemas of Argo Rollouts, KEDA, the Gateway and the Prometheus operator are left out."; fi
+	@touch $@
+
+SCHEDULER := .venv-airflow/.set-up
+airflow-checks: $(SCHEDULER)
+
+$(SCHEDULER): deploy/airflow/requirements.lock | $(STAMP)
+	@test -x .venv-airflow/bin/python || $(BIN)/uv venv --quiet --python $(BIN)/python .venv-airflow
+	@$(BIN)/uv pip sync --quiet --require-hashes --python .venv-airflow/bin/python deploy/airflow/requirements.lock || { echo "Airflow could not be installed. Check the network (UV_INDEX_URL for a mirror); then run the same command again."; exit 1; }
 	@touch $@
 
 ci: setup deploy-checks

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['cli', 'NO_ANSWER', 'BUNDLE', 'HOST', 'PORT', 'ECS', 'feedback', 'REFERENCE', 'READ_AGAIN', 'users', 'keys', 'ROLE',
-           'originals', 'plainly', 'writing', 'answer', 'line', 'explainer', 'hand_over', 'open_reader', 'draw',
-           'terminal', 'tell', 'predict', 'batch', 'log_as', 'serve', 'end_with_parent', 'llm_serve', 'app',
-           'llm_publish', 'fetch_data', 'link_data', 'data_page', 'pipeline', 'export', 'doctor', 'test_films',
-           'film_to_show', 'show', 'load', 'drift', 'watch', 'simulate', 'records', 'forget', 'sweep', 'backup',
-           'restore', 'audit', 'users_add', 'users_list', 'users_disable', 'keys_add', 'keys_list', 'keys_revoke',
-           'films', 'queue', 'suspects', 'retrain', 'originals_new_key', 'originals_get', 'originals_reseal', 'main']
+           'rollouts', 'WHY', 'originals', 'plainly', 'writing', 'answer', 'line', 'explainer', 'hand_over',
+           'open_reader', 'draw', 'terminal', 'tell', 'predict', 'batch', 'log_as', 'serve', 'end_with_parent',
+           'llm_serve', 'app', 'llm_publish', 'fetch_data', 'link_data', 'data_page', 'pipeline', 'export', 'doctor',
+           'test_films', 'film_to_show', 'show', 'load', 'drift', 'watch', 'simulate', 'records', 'forget', 'sweep',
+           'backup', 'restore', 'audit', 'users_add', 'users_list', 'users_disable', 'keys_add', 'keys_list',
+           'keys_revoke', 'steering', 'rollout_start', 'rollout_status', 'rollout_promote', 'rollout_rollback',
+           'rollout_watch', 'rollout_serve', 'stack', 'report_hour', 'films', 'queue', 'suspects', 'retrain',
+           'originals_new_key', 'originals_get', 'originals_reseal', 'main']
 
 # %% ../nbs/04_cli.ipynb #c002
 import json, os, sys, threading
@@ -570,6 +572,100 @@ def keys_revoke(number: int):
     "End a key now."
     from cxr_pred.clinic.auth import revoke_key
     with records() as store: revoke_key(store, number); print(f"Key {number} opens nothing any more")
+
+# %% ../nbs/04_cli.ipynb #af42bbbc
+rollouts = typer.Typer(help="A new version by steps, and back.", no_args_is_help=True)
+cli.add_typer(rollouts, name="rollout")
+WHY = typer.Option("by hand", help="for the log")
+
+
+@contextmanager
+def steering():
+    "The rollout that the settings name."
+    from cxr_pred.ops.rollout import Rollout, RolloutSettings, limits
+    with records() as store: yield Rollout(store.state, RolloutSettings(), limits(), store)
+
+
+@rollouts.command("start")
+def rollout_start(bundle: Path = typer.Argument(help="folder of the new bundle")):
+    "Check every file of a bundle, test it under load, and let it read a tenth of the films; exit status 1 if it is refused."
+    with steering() as r: state = r.start(bundle); print(f"{(state.candidate or state.stable).version}: {state.stage}. `cxr-pred rollout watch` takes it further, `cxr-pred rollout status` says where it stands.")
+
+
+@rollouts.command("status")
+def rollout_status(as_json: bool = typer.Option(False, "--json", help="print the whole state")):
+    "Say where the rollout stands and what was decided."
+    with plainly():
+        from cxr_pred.core import settings
+        from cxr_pred.ops.rollout import Memory, told
+        state = Memory(settings().state).read()
+        print(state.model_dump_json(indent=1) if as_json else told(state))
+
+
+@rollouts.command("promote")
+def rollout_promote(why: str = WHY):
+    "Go one step on: all films to the new version, or the old one away."
+    with steering() as r: print(f"{r.promote(why=why).stage}")
+
+
+@rollouts.command("rollback")
+def rollout_rollback(to: str = typer.Option(None, help="an earlier version's name or hash; the one before if not given"), why: str = WHY):
+    "Back to the old version at once, or to an earlier one as soon as its reader is ready."
+    with steering() as r: state = r.rollback(why=why, to=to); print(f"{state.stage}: {(state.candidate or state.stable).version}")
+
+
+@rollouts.command("watch")
+def rollout_watch(host: str = HOST, port: int = typer.Option(9110, help="0: any that is free"), ecs: bool = ECS):
+    "Look every few seconds, go on or back by the limits of deploy/rollout.yaml, and serve the state to Prometheus at /metrics."
+    log_as(ecs, "cxr-rollout")
+    with steering() as r:
+        from cxr_pred.ops.exporter import server
+        from cxr_pred.ops.rollout import Watcher
+        seen = Watcher(r)
+        with server(seen, host, port) as http:
+            looking = threading.Thread(target=seen.keep_looking, name="rollout"); looking.start()
+            print(f"Numbers for Prometheus: http://{host}:{http.server_address[1]}/metrics. Ctrl-C stops it.", flush=True)
+            try: http.serve_forever()
+            except KeyboardInterrupt: pass
+            finally: seen.stopping.set(); looking.join()
+
+
+@rollouts.command("serve")
+def rollout_serve(server: str = typer.Argument(help="stable or canary"), port: int = typer.Option(..., min=1, help="where HAProxy looks for it"), ui: bool = typer.Option(False, "--ui/--no-ui", help="with the page at /")):
+    "Keep a reader running behind one of HAProxy's servers, with the bundle that the rollout asks for."
+    with plainly():
+        import signal
+        from cxr_pred.core import InputError, settings
+        from cxr_pred.ops.proxy import SERVERS
+        from cxr_pred.ops.rollout import Memory, RolloutSettings, Slot
+        if server not in SERVERS: raise InputError("unknown_server", f"There is no server {server!r}.", f"Use one of: {', '.join(SERVERS)}.")
+        slot = Slot(Memory(settings().state), server, port, ("--ui" if ui else "--no-ui",), proxy=RolloutSettings().proxy)
+        for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, lambda *a: slot.stopping.set())
+        slot.keep()
+
+# %% ../nbs/04_cli.ipynb #f70a93b1
+@cli.command()
+def stack(
+    folder: Path = typer.Option(Path("build/stack"), help="for data, logs and secrets; used again the next time"),
+    bundle: Path = BUNDLE,
+    free_ports: bool = typer.Option(False, "--free-ports", help="any ports that are free, not the usual ones"),
+    ui: bool = typer.Option(True, "--ui/--no-ui", help="with the page at /"),
+    as_json: bool = typer.Option(False, "--json", help="print the addresses as one line of JSON"),
+):
+    "Start database, object store, tracking, readers, proxy, monitoring and archive; Ctrl-C stops them."
+    with plainly():
+        from cxr_pred.ops.stack import run_house
+        if (status := run_house(folder, bundle, free_ports, ui, as_json)): raise typer.Exit(status)
+
+# %% ../nbs/04_cli.ipynb #6cea8da6
+@cli.command()
+def report_hour(hour: str = typer.Argument(None, help="e.g. 2026-11-27T05, UTC; the last full hour if not given")):
+    "Log an hour's films, physicians' answers and times into MLflow, once."
+    with records() as store:
+        from cxr_pred.ops.hourly import hour_of
+        from cxr_pred.ops.hourly import report_hour as reported
+        run_id, made = reported(store, when := hour_of(hour))
+        print(f"{when:%Y-%m-%dT%H}: {'logged as' if made else 'was logged before, as'} {run_id}")
 
 # %% ../nbs/04_cli.ipynb #8d16290f
 @feedback.command()

@@ -23,14 +23,15 @@ CHECKED = {
     "test_compose": ["deploy/compose/compose.yaml", "deploy/compose/.env.example"], "test_runtime_of_jobs": ["deploy/compose/jupyter/runtime.json", "deploy/ray/runtime_env.yaml"],
     "test_orthanc": ["deploy/compose/orthanc/orthanc.json"], "test_haproxy_shares_traffic": ["deploy/haproxy/haproxy.cfg"],
     "test_space": ["deploy/space/**"],
-    "test_prometheus": ["deploy/prometheus/**.yml", "deploy/compose/prometheus/prometheus.yml"], "test_alertmanager": ["deploy/compose/alertmanager/alertmanager.yml"],
+    "test_prometheus": ["deploy/prometheus/**.yml", "deploy/compose/prometheus/prometheus.yml"], "test_alertmanager": ["deploy/alertmanager/alertmanager.yml"],
     "test_grafana": ["deploy/grafana/provisioning/**.yml"], "test_filebeat": ["deploy/compose/filebeat/filebeat.yml"],
     "test_chart": ["deploy/helm/cxr-pred/**"], "test_terraform": ["deploy/terraform/**.tf", "deploy/terraform/**.tftest.hcl", "deploy/terraform/*.example"],
     "test_ansible": ["deploy/ansible/**"], "test_workflows": [".github/**.yml", ".github/**.yaml"], "test_readme": ["deploy/README.md", "deploy/ray/README.md"],
     "tests/test_browser_build.py": ["deploy/browser/**"],
 }
 # what other rooms put here, with tests of their own
-ELSEWHERE = {"tests/test_monitoring.py": ["deploy/alertmanager/**", "deploy/grafana/dashboards/**"], "tests/test_logs.py": ["deploy/elk/**"]}
+ELSEWHERE = {"tests/test_rollout.py": ["deploy/rollout.yaml"], "tests/test_monitoring.py": ["deploy/grafana/dashboards/**"], "tests/test_logs.py": ["deploy/elk/**"],
+             "tests/test_schedules.py": ["deploy/airflow/**"], "tests/test_stack.py": ["deploy/stack/**"]}
 
 
 def run(*args, **more) -> subprocess.CompletedProcess: return subprocess.run(list(map(str, args)), capture_output=True, text=True, timeout=500, **({"cwd": ROOT} | more))
@@ -327,7 +328,7 @@ def test_compose_mounts_what_is_there(composed):
         for v in s.get("volumes", []):
             if v["type"] == "bind" and not v["source"].startswith("/"):
                 place = (DEPLOY / "compose" / v["source"]).resolve()
-                assert place.exists() or place in (DEPLOY / "grafana/dashboards", DEPLOY / "airflow/dags"), f"{name}: {v['source']}"
+                assert place.exists() or place == DEPLOY / "grafana/dashboards", f"{name}: {v['source']}"
         if "build" in s: assert (ROOT / s["build"]["dockerfile"]).is_file(), name
 
 
@@ -460,10 +461,11 @@ def test_prometheus_asks_services_that_are_there(composed):
 
 
 def test_alertmanager():
-    config = DEPLOY / "compose/alertmanager/alertmanager.yml"
+    config = DEPLOY / "alertmanager/alertmanager.yml"
     good(run(debian("amtool"), "check-config", config))
     route = lambda **labels: good(run(debian("amtool"), "config", "routes", "test", f"--config.file={config}", *[f"{k}={v}" for k, v in labels.items()])).strip()
     assert route(alertname="PredictionsSlow", severity="critical", rollback="true") == "on-call" and route(alertname="LatencyAboveGate", severity="warning") == "operators"
+    assert len([f for f in files() if f.endswith("alertmanager.yml")]) == 1, "one source"
 
 
 def test_grafana(composed):
