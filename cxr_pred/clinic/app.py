@@ -77,7 +77,7 @@ def take(
 
 def answer_card(room: ReadingRoom, study_id: str, heard: list[str] = ()) -> str:
     "The card of a recorded study, with its pictures and what has been heard of an explanation that is being written."
-    return card_html(room.report(study_id), *room.pictures(study_id), link=f"v1/studies/{study_id}/report.html", heard=heard)
+    return card_html(room.report(study_id), *room.pictures(study_id), link=f"v1/studies/{study_id}", heard=heard)
 
 
 def read(
