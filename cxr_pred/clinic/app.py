@@ -140,6 +140,8 @@ def theme():
     fonts = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
     t = gr.themes.Soft(primary_hue="cyan", secondary_hue="cyan", neutral_hue="slate", font=fonts, font_mono=["ui-monospace", "monospace"], radius_size="md")
     return t.set(body_background_fill="#eaf0f3", body_background_fill_dark="#0d1317", block_shadow="none", block_border_width="1px", block_title_text_color="*neutral_700", block_title_text_color_dark="*neutral_200", block_title_background_fill="none", block_title_padding="0",
+                 checkbox_label_background_fill_selected="#0b6e7f", checkbox_label_background_fill_selected_dark="#0b6e7f", checkbox_label_text_color_selected="#ffffff", checkbox_label_text_color_selected_dark="#ffffff", block_background_fill_dark="#141c22", border_color_primary_dark="#33424d", input_background_fill_dark="#1c262d", checkbox_label_background_fill_dark="#1c262d", checkbox_background_color_dark="#141c22", button_secondary_background_fill_dark="#1c262d", button_secondary_background_fill_hover_dark="#26343d", background_fill_secondary_dark="#141c22",
+                 button_primary_background_fill_dark="#0b6e7f", button_primary_background_fill_hover_dark="#0d8296", button_secondary_shadow="none", button_primary_shadow="none",
                  input_border_width="1px", input_border_color="*neutral_300", input_border_color_dark="*neutral_600", input_shadow="none", checkbox_label_border_width="1px", checkbox_label_border_color="*neutral_300", checkbox_label_border_color_dark="*neutral_600",
                  checkbox_label_shadow="none", checkbox_border_color="*neutral_400", checkbox_border_color_dark="*neutral_400", button_primary_background_fill="#0b6e7f", button_primary_background_fill_hover="#095a68", button_primary_text_color="#ffffff")
 
@@ -148,13 +150,13 @@ PAGE_CSS = (CSS + BENEFIT_CSS + BOARD_CSS + VIEWER_CSS).replace(".cxr ", ".gradi
 .gradio-container{width:100%!important;max-width:1280px!important;margin:0 auto!important;padding-bottom:5.5rem!important;background:transparent!important} footer{display:none!important}
 #top h1{font-size:1.35rem;font-weight:650;margin:.2rem 0 0;color:var(--ink)} #top p{margin:0;color:var(--soft)} #top{padding:.4rem 0 .2rem}
 #always{position:fixed;left:0;right:0;bottom:0;z-index:50;background:var(--warn-bg);color:var(--warn);border-top:1px solid var(--line);padding:.55rem 1rem;text-align:center;font-size:.9rem;line-height:1.35}
-#parts .tabitem{padding:1rem 0 0;border:0} #desk,#login{border:0;padding:0} #login.narrow{max-width:30rem} .gradio-container .cxr+.cxr{margin-top:1rem}
+#parts .tabitem{padding:1rem 0 0;border:0} #parts [role=tab][aria-selected=true]{color:var(--accent)} #parts [role=tab][aria-selected=true]::after{background:var(--accent)} #parts .lead{padding:0} #desk,#login{border:0;padding:0} #login.narrow{max-width:30rem} .gradio-container .cxr+.cxr{margin-top:1rem}
 .gradio-container .cxr .disclaimer{display:none} #answer{overflow:visible;padding:0} #answer .html-container,#viewer .html-container,#card .html-container,#figures .html-container,#data-board .html-container,#model-board .html-container,#drift-board .html-container{padding:0!important} #answer .cxr{min-height:9rem}
 #side .lead h2{font-size:1rem;font-weight:650;margin:0;color:var(--ink)} #side .lead p{margin:0;font-size:.88rem;color:var(--soft)} #side{gap:.7rem}
 #drop{min-height:150px;border:1.5px dashed var(--accent);border-radius:10px} #drop .wrap{color:var(--accent)} #examples .grid-container{grid-template-columns:1fr 1fr!important;gap:.5rem;height:auto!important;min-height:0} #examples .grid-wrap{height:auto!important;min-height:0!important;max-height:none} #examples .caption-label{font-size:.72rem;max-width:94%;left:3%;right:3%;bottom:3%;width:fit-content} .quiet{color:var(--soft);font-size:.9rem}
 #worklist .wrap{flex-direction:column;flex-wrap:nowrap;gap:.35rem} #worklist .wrap label{width:100%} #label .wrap,#severity .wrap{gap:.4rem} #who{align-items:center} #model-card{font-size:.92rem} #model-card table{display:block;overflow-x:auto} kbd{font:inherit;font-weight:600;white-space:nowrap}
 .gradio-container :focus-visible{outline:2px solid var(--accent)!important;outline-offset:2px}
-@media (max-width:640px){#always{font-size:.78rem;padding:.45rem .8rem} .gradio-container main{padding:.6rem .8rem!important} .cxr{padding:1rem}}
+@media (max-width:640px){#parts [role=tab]{padding-left:.55rem;padding-right:.55rem;font-size:.88rem} #always{font-size:.78rem;padding:.45rem .8rem} .gradio-container .main{padding:.5rem .7rem!important} .gradio-container main{padding:0!important} .cxr{padding:1rem}}
 @media print{#always,#side,.tab-wrapper{display:none!important}}
 """
 
@@ -208,8 +210,11 @@ def film_tab(room: ReadingRoom) -> None:
     def explained(study_id): yield gr.skip(); yield from follow(room, study_id)  # a generator that yields nothing would empty the card
     show = dict(fn=None, js=SHOW, queue=False)
     after = dict(inputs=study, outputs=answer, show_progress="hidden", concurrency_limit=16, api_visibility="private")
-    drop.upload(dropped, [drop, *about], [answer, study, drop], concurrency_limit=4, show_progress_on=answer, api_visibility="private").then(**show).then(explained, **after)
-    if gallery: gallery.select(chosen, about, [answer, study], concurrency_limit=4, show_progress_on=answer, api_visibility="private").then(**show).then(explained, **after)
+    given = [drop.upload(dropped, [drop, *about], [answer, study, drop], concurrency_limit=4, show_progress_on=answer, api_visibility="private")]
+    if gallery: given.append(gallery.select(chosen, about, [answer, study], concurrency_limit=4, show_progress_on=answer, api_visibility="private"))
+    for event in given:
+        event.then(**show)
+        event.then(explained, **after)   # not after `show`: Gradio goes no further than an event without a function
 
 
 def board(room: ReadingRoom, what: str) -> list[str]:

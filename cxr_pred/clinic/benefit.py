@@ -53,7 +53,7 @@ def rate(k: int, n: int) -> Rate | None:
     p, mid, wide = k / n, (k + z * z / 2) / (n + z * z), z / (n + z * z) * (k * (n - k) / n + z * z / 4) ** 0.5
     return Rate(k=k, n=n, value=p, low=max(0.0, mid - wide), high=min(1.0, mid + wide))
 
-# %% ../../nbs/clinic/benefit.ipynb #ec5bfbb1
+# %% ../../nbs/clinic/benefit.ipynb #a35bb8bf
 class Benefit(BaseModel):
     "What the records say about the reader's use; None is not yet known."
     second_readings_saved: Rate | None     # of first, unseen readings of studies that the model answered
@@ -89,8 +89,8 @@ def times(store: Store, most: int = 1000) -> list[float]:
 
 
 def counted(metrics: Metrics, name: str) -> int:
-    "The sum of a counter over its labels."
-    return int(sum(s.value for m in metrics.registry.collect() if m.name == name for s in m.samples if s.name == f"{name}_total"))
+    "The sum of a counter over its labels; who asks whether the service is ready is no film."
+    return int(sum(s.value for m in metrics.registry.collect() if m.name == name for s in m.samples if s.name == f"{name}_total" and s.labels.get("code") != "not_ready"))
 
 
 def benefit(store: Store, metrics: Metrics) -> Benefit:

@@ -17,7 +17,7 @@ from .words import STRINGS as S
 from ..data.images import Film
 from ..vision.classify import heat_overlay
 
-# %% ../../nbs/clinic/viewer.ipynb #c9082224
+# %% ../../nbs/clinic/viewer.ipynb #ca9e12ca
 VIEWER = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string("""
 <div class="cxr view" data-zoom="1" style="--aspect:{{ aspect }};--zoom:1">
 <svg width="0" height="0" style="position:absolute" aria-hidden="true"><filter id="cxr-window" color-interpolation-filters="sRGB"><feComponentTransfer>{% for c in 'RGB' %}<feFunc{{ c }} type="linear" slope="1" intercept="0"/>{% endfor %}</feComponentTransfer></filter></svg>
@@ -35,7 +35,7 @@ VIEWER_CSS = """.cxr.view{padding:.8rem} .cxr.view .scroll{overflow:auto;max-hei
 .cxr.view .sheet img{width:100%;height:auto;display:block;margin:0;border-radius:0;user-select:none} .cxr.view .plain{filter:url(#cxr-window)} .cxr.view .over{position:absolute;inset:0;height:100%!important;opacity:var(--heat,1)} .cxr.view.noheat .over{visibility:hidden}
 .cxr.view .box{position:absolute;border:2px solid #ffd54a;box-shadow:0 0 0 1px #000;pointer-events:none} .cxr.view .box.theirs{border-style:dashed;border-color:#7fd8ff} .cxr.view.marking .sheet{cursor:crosshair;touch-action:none}
 .cxr.view .tools{display:flex;flex-wrap:wrap;gap:.5rem 1.1rem;align-items:center;margin:.7rem 0 .3rem} .cxr.view .tools label{display:flex;gap:.5rem;align-items:center;font-size:.85rem;color:var(--soft)} .cxr.view input[type=range]{width:8rem;accent-color:var(--accent)}
-.cxr.view .buttons{display:flex;flex-wrap:wrap;gap:.35rem} .cxr.view button{font:inherit;font-size:.85rem;color:var(--ink);background:var(--tint);border:1px solid var(--line);border-radius:7px;padding:.28rem .65rem;cursor:pointer;min-height:2rem} .cxr.view button:hover{border-color:var(--accent)} .cxr.view button[aria-pressed=true]{background:var(--accent);color:var(--paper);border-color:var(--accent)}
+.cxr.view .buttons{display:flex;flex-wrap:wrap;gap:.35rem} .cxr.view button{font:inherit;font-size:.85rem;color:var(--ink);background:var(--tint);border:1px solid var(--line);border-radius:7px;padding:.28rem .65rem;margin:0;box-shadow:none;cursor:pointer;min-height:2rem} .cxr.view button:hover{border-color:var(--accent)} .cxr.view button[aria-pressed=true]{background:var(--accent);color:var(--paper);border-color:var(--accent)}
 .cxr.view :focus-visible{outline:2px solid var(--accent);outline-offset:2px}"""
 
 

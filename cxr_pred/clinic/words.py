@@ -118,7 +118,7 @@ ENGLISH = {
         "fracture": ["Is the bone really broken? The program has never learned what an unbroken limb looks like.", "Do the ends stand as they should?", "How is the limb to be held and rested, and when may it be used again?"],
         "none": ["The program could not tell: what do you see on the film?", "Is the film good enough, or should it be taken again?"],
     },
-    "tabs": {"film": "Read a film", "physician": "For physicians", "data": "Data", "model": "Model"},
+    "tabs": {"film": "Your film", "physician": "Physicians", "data": "Data", "model": "Model"},
     "desk": {
         "note": "Films wait here for a reader: the urgent first, then those that the model is least sure of. You read first. What the model says is opened when you have said what you see.",
         "login": "Log in", "logout": "Log out", "name": "Name", "password": "Password", "key": "Or a key", "key_note": "The key of this installation, or one of your own. With the installation's, your name above says who reads.",
