@@ -150,7 +150,7 @@ def say(
     kept = room.feedback(Answer(study_id=study_id, physician=who.name or None, confirmed_label=label, severity=severity or None, edited_explanation=text or None, regions=boxes or None), who, need)
     return f"{S['desk']['recorded']} {outcome(need, kept.agrees, room.store.study(study_id).state, report.status == 'ok')}"
 
-# %% ../../nbs/clinic/desk.ipynb #03ca61b9
+# %% ../../nbs/clinic/desk.ipynb #406c09f3
 LOGIN = "async (name, password, key, which) => [await cxr.login(name, password, key, UNREACHABLE), '', '', which]"   # the secrets stop here
 FILL = "(csrf, marks, ...more) => [cxr.csrf(), cxr.marks(), ...more]"
 SEEN = """() => { const a = document.querySelector('#message'), y = a ? a.getBoundingClientRect().top : 0; if (y < 0 || y > innerHeight / 2) a.scrollIntoView({block: 'start'}) }"""
@@ -219,8 +219,8 @@ def desk_tab(room: ReadingRoom, page) -> None:
     d = S["desk"]
     gr.HTML(f'<p class="quiet">{d["note"]}</p>', elem_classes="lead")
     box, said, name, password, key, enter = login_fields()
+    csrf, marks = (gr.Textbox(elem_id=i, elem_classes="carry", container=False, show_label=False) for i in ("csrf", "marks"))
     with gr.Column(visible=False, elem_id="desk") as desk:
-        csrf, marks = (gr.Textbox(visible="hidden", elem_id=i) for i in ("csrf", "marks"))
         place, study, need = gr.State(None), gr.State(""), gr.State("")
         with gr.Row(elem_id="who"): who, leave = gr.HTML(), gr.Button(d["logout"], size="sm", scale=0, min_width=110)
         with gr.Row():
