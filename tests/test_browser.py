@@ -228,8 +228,11 @@ def test_the_second_reader_reads_first(seat, url):
     wide = lambda: a.page.locator("#viewer .sheet").evaluate("e => e.clientWidth")
     before = wide(); a.page.locator("#viewer [data-do=nearer]").click(); assert abs(wide() - 1.5 * before) < 3; a.page.keyboard.press("f"); assert abs(wide() - before) < 3
     a.page.locator("#viewer [data-do=mark]").click()
-    box = a.page.locator("#viewer .sheet").bounding_box()
+    sheet = a.page.locator("#viewer .sheet")
+    sheet.evaluate("e => e.scrollIntoView({block: 'start', behavior: 'instant'})")
+    box = sheet.bounding_box()
     a.page.mouse.move(box["x"] + box["width"] / 4, box["y"] + 60); a.page.mouse.down(); a.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 160, steps=3); a.page.mouse.up()
+    assert sheet.locator(".box.mine").count() == 1
     assert "second physician" in a.say("COVID-19 pneumonia")
     opened = a.page.locator("#card .cxr[data-label=PNEUMONIA]")
     assert "Pneumonia" in opened.inner_text() and a.page.locator("#viewer .over").is_visible() and "signs of pneumonia" in a.page.get_by_label("The explanation as you would write it").input_value()
