@@ -21,6 +21,7 @@ from fastapi.security import HTTPBearer
 from pydantic import BaseModel, Field, SecretStr
 
 from .auth import Who, clinic_settings, is_shared_key, log_in, open_key_session, open_session, physician_who, who_is
+from .benefit import Benefit, benefit
 from .reading import Answer, ReadingRoom
 from .study import Report
 from .worklist import Case, Figures, Filters, Page, case, figures, worklist_page
@@ -226,6 +227,9 @@ def add_worklist(app: FastAPI, room: ReadingRoom, fails: Callable[..., dict]) ->
 
     @physicians.get("/figures", response_model=Figures, responses=fails(401, 403, 503), summary="How many wait, and how often physician and model agree")
     def counts(): return figures(room.store)
+
+    @physicians.get("/benefit", response_model=Benefit, responses=fails(401, 403, 503), summary="What the second reader brings: second readings saved, minutes, money, mistakes, speed")
+    def brought(): return benefit(room.store, room.metrics)
 
     @physicians.get("/{study_id}", response_model=Case, responses=fails(401, 403, 404, 503), summary="One study, with what has been said, as far as the next reader should see it")
     def one(study_id: str): return case(room.store, study_id)
