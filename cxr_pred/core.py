@@ -123,7 +123,6 @@ class Settings(BaseSettings):
     llm_base: Path | None = None                 # LitGPT checkpoint of the bundle's language base; found or fetched if None
     llm_timeout_s: float = Field(120, gt=0)      # after this the template answers
     threads: int = Field(0, ge=0)                # ONNX Runtime threads a film; 0: all cores
-    language: Path | None = None                 # the page's words in another language, YAML; English if None
 
 
 @lru_cache(maxsize=1)
