@@ -89,10 +89,16 @@ def explainer(classifier) -> Callable:
     return lambda report: report.explained(explanation_for(report, facts, client))
 
 # %% ../nbs/04_cli.ipynb #dw02
-def hand_over(path: Path, report, fhir: Path | None, sr: Path | None) -> None:
-    "Write a report in the forms that other systems read. Raises `SetupError` cannot_write."
+def hand_over(path: Path, read: tuple, fhir: Path | None, sr: Path | None, pdf: Path | None = None) -> None:
+    "Write a report in the forms that other systems and a doctor read. Raises `SetupError`: cannot_write, no_reportlab."
     from cxr_pred.clinic.origin import film_head, own_origin
     from cxr_pred.store import now
+    report, film, heat = read
+    if pdf:
+        from cxr_pred.clinic.consultation import consultation_pdf
+        sheet = consultation_pdf(report, film, heat, now())
+        with writing(pdf): pdf.parent.mkdir(parents=True, exist_ok=True); pdf.write_bytes(sheet)
+    if not (fhir or sr): return
     head = film_head(path)
     origin = head.origin if head else own_origin(report.study_id)
     if fhir:
@@ -158,11 +164,12 @@ def predict(
     html: Path = typer.Option(None, help="write the report as one HTML file (one film only)"),
     fhir: Path = typer.Option(None, help="write the report as a FHIR R4 bundle, JSON (one film only)"),
     sr: Path = typer.Option(None, help="write the report as a DICOM structured report (one film only); of a DICOM film with its patient and study"),
+    pdf: Path = typer.Option(None, help="write a sheet to take along to a doctor, PDF (one film only)"),
     explain: bool = typer.Option(True, "--explain/--no-explain", help="explain each answer in plain words"),
     bundle: Path = BUNDLE,
 ):
     "Name the class of each film and explain it, or say that it can't be told; exit status 2 if any file failed."
-    if len(paths) > 1 and (heatmap or html or fhir or sr): raise typer.BadParameter("--heatmap, --html, --fhir and --sr take one film.")
+    if len(paths) > 1 and (heatmap or html or fhir or sr or pdf): raise typer.BadParameter("--heatmap, --html, --fhir, --sr and --pdf take one film.")
     with plainly():
         classifier, explained = open_reader(bundle, explain)
         rows = []
@@ -173,7 +180,7 @@ def predict(
         if as_json: print(json.dumps(rows, indent=1))
         elif not explain: print(DISCLAIMER)
         draw(read, heatmap, html)  # the answer is out before a picture can fail
-        if read and (fhir or sr): hand_over(paths[0], read[0], fhir, sr)
+        if read and (fhir or sr or pdf): hand_over(paths[0], read, fhir, sr, pdf)
     if any(row["status"] == "error" for row in rows): raise typer.Exit(2)
 
 # %% ../nbs/04_cli.ipynb #c016

@@ -1,17 +1,22 @@
-"The page as a person meets it: a real server on the loopback, a real browser, a film dropped, an answer read."
-import re
+"The page as its two people meet it: a real server on the loopback, a real browser; a film dropped and an answer read, a worklist read and the model's answer opened last."
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 from test_api import FACTS, cat, encoded, pattern
 from test_cli import files_below, ready, service
 
+from cxr_pred.clinic.auth import add_user
 from cxr_pred.core import DISCLAIMER
+from cxr_pred.store import Store
 from cxr_pred.vision.toy import toy_bundle
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
+PASSWORD = "correct horse battery"
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason="no browser here: `make test-deps` installs Debian's chromium")
 
 
@@ -21,6 +26,9 @@ def url(tmp_path_factory):
     d = tmp_path_factory.mktemp("page")
     toy_bundle(d / "bundle", FACTS)
     (d / "bundle" / "examples").mkdir(); (d / "bundle" / "examples" / "a_chest.png").write_bytes(encoded(pattern(5)))
+    store = Store(f"sqlite:///{d}/state/cxr.db", d / "state")
+    for name in ("anna", "ben"): add_user(store, name, "physician", PASSWORD)
+    store.close()
     with service(d, "serve", CXR_PHYSICIAN_KEY="a-key") as (url, p, said):
         ready(url)
         yield url
@@ -105,19 +113,165 @@ def test_an_example_and_the_report_to_print(page, browser):
     assert page.locator(".bar").count() == 10 and page.locator(".disclaimer").inner_text() == DISCLAIMER and fits(page)
 
 
-def test_a_physician_corrects(browser, url):
-    page = browser.new_page()
-    page.goto(url)
-    page.wait_for_selector("#drop input[type=file]", state="attached", timeout=60_000)
+def test_the_sheet_for_the_doctor_and_the_camera(page, url):
+    assert page.locator("#drop input[type=file]").get_attribute("accept").startswith("image/*,") and "capture" not in page.locator("#drop input[type=file]").evaluate("i => i.outerHTML"), "a phone offers its camera, and its files too"
+    page.get_by_role("button", name="About the patient").click()
+    page.get_by_label("Age in years").fill("54"); page.get_by_label("Cough", exact=True).check()
     drop(page, "film.png", encoded(pattern()))
-    study = card(page, "ok").get_attribute("data-study")
-    page.locator("#doctor button").first.click()
-    field = lambda label: page.locator("#doctor").get_by_label(label, exact=True)
-    page.wait_for_function("id => [...document.querySelectorAll('#doctor input, #doctor textarea')].some(e => e.value === id)", arg=study)
-    field("Key").fill("wrong"); field("Your name or initials").fill("dr-a")
-    field("Your reading").click(); page.get_by_role("option", name="COVID-19 pneumonia").click()
-    send = page.get_by_role("button", name="Record my reading")
-    send.click(); page.get_by_text("wrong_key").wait_for(timeout=20_000)
-    field("Key").fill("a-key"); send.click()
-    page.get_by_text(re.compile("Recorded. Thank you. The model had said otherwise")).wait_for(timeout=20_000)
-    page.close()
+    href = card(page, "ok").locator("a", has_text="doctor (PDF)").get_attribute("href")
+    sheet = httpx.get(f"{url}/{href}")
+    assert sheet.headers["content-type"] == "application/pdf" and sheet.content.startswith(b"%PDF") and sheet.headers["cache-control"] == "no-store"
+    study = httpx.get(f"{url}/{href}".removesuffix("/consultation.pdf")).json()
+    assert study["patient"]["age"] == 54 and study["patient"]["symptoms"] == ["cough"]
+    page.wait_for_function("() => document.querySelector('#drop input[type=file]')?.accept.includes('.dcm')", timeout=10_000)  # the field is drawn anew after each film
+    slider = page.locator("#answer input[type=range]")
+    slider.focus(); slider.press("Home"); slider.press("ArrowRight")
+    assert page.locator("#answer img.over").evaluate("i => getComputedStyle(i).opacity") == "0.01", "by keyboard too"
+
+
+class SlowWriter(BaseHTTPRequestHandler):
+    "A language service that answers nonsense once it may, so that the template speaks then."
+    go = threading.Event()
+    def log_message(self, *a): return
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"])); self.go.wait(60)
+        self.send_response(500); self.send_header("Content-Length", "0"); self.end_headers()
+
+
+def test_an_explanation_comes_when_it_is_written(browser, tmp_path):
+    toy_bundle(tmp_path / "bundle", FACTS)
+    writer = ThreadingHTTPServer(("127.0.0.1", 0), SlowWriter)
+    threading.Thread(target=writer.serve_forever, daemon=True).start()
+    with service(tmp_path, "serve", CXR_LLM_URL=f"http://127.0.0.1:{writer.server_port}") as (url, p, said):
+        ready(url)
+        page = browser.new_page()
+        page.goto(url)
+        page.wait_for_selector("#drop input[type=file]", state="attached", timeout=60_000)
+        drop(page, "film.png", encoded(pattern()))
+        answer = card(page, "ok")
+        assert "is being written" in answer.inner_text() and answer.locator("section.text li").count() == 0
+        SlowWriter.go.set()
+        page.wait_for_selector("#answer section.text li", timeout=30_000)
+        assert "signs of pneumonia" in answer.inner_text()
+        page.close()
+    writer.shutdown(); writer.server_close()
+
+
+class Seat:
+    "A physician's own browser at the desk; keeps all that came over the network and all that was sent."
+
+    def __init__(self, browser, url, size=(1280, 860)):
+        self.context = browser.new_context(viewport=dict(zip(("width", "height"), size)))
+        self.page, self.heard, self.sent = self.context.new_page(), [], []
+        self.page.on("request", lambda r: self.sent.append((r.url, r.post_data or "")) if r.method == "POST" else None)
+        self.page.on("response", lambda r: self.heard.append(r))
+        self.page.goto(f"{url}/?view=physician")
+        self.page.wait_for_selector("#login", timeout=60_000)
+
+    def log_in(self, name, password=PASSWORD):
+        self.page.get_by_label("Name", exact=True).fill(name); self.page.get_by_label("Password").fill(password)
+        self.page.locator("#enter").click()
+
+    def open(self, study):
+        self.page.locator("#find input, #find textarea").fill(study); self.page.locator("#find input, #find textarea").press("Enter")
+        self.page.wait_for_selector("#viewer .cxr.view", timeout=20_000)
+
+    def say(self, reading):
+        self.page.locator("#label").get_by_label(reading, exact=True).check()
+        self.page.locator("#send").click()
+        self.page.wait_for_selector("#message strong", timeout=20_000)
+        return self.page.locator("#message").inner_text()
+
+    def came(self) -> str:
+        "What has come over the network as text; a stream that still runs has no body to read, what it brought is on the page."
+        def body(r):
+            try: return r.text()
+            except (sync_api.Error, UnicodeDecodeError): return ""
+        return "".join(body(r) for r in self.heard if "/queue/data" in r.url or "/v1/" in r.url)
+
+
+@pytest.fixture
+def seat(browser, url):
+    "Make seats; close their browsers afterwards."
+    made = []
+    yield lambda **more: made.append(Seat(browser, url, **more)) or made[-1]
+    for s in made: s.context.close()
+
+
+def new_study(url): return httpx.post(f"{url}/v1/predict", files={"file": ("film.png", encoded(pattern()))}, data={"age": "61"}).json()["study_id"]
+
+
+def test_who_is_no_physician_sees_no_list(seat, url):
+    new_study(url)
+    a = seat()
+    a.log_in("anna", "wrong password")
+    a.page.get_by_text("wrong_login").wait_for(timeout=20_000)
+    assert a.page.locator("#worklist").count() == 0 and a.page.get_by_label("Password").input_value() == "" and not a.context.cookies()
+    assert not any("wrong password" in body for where, body in a.sent if "/v1/login" not in where), "a password goes to the log-in and nowhere else"
+    a.page.evaluate("document.cookie = 'cxr_session=forged; path=/'"); a.page.reload()
+    a.page.wait_for_selector("#login", timeout=60_000); a.page.wait_for_timeout(500)
+    assert a.page.locator("#worklist").count() == 0
+
+
+def test_the_second_reader_reads_first(seat, url):
+    study = new_study(url)
+    a, b = seat(), seat(size=(390, 844))
+    a.log_in("anna")
+    a.page.wait_for_selector("#worklist input[type=radio]", timeout=20_000)
+    assert "not yet known" in a.page.locator("#figures").inner_text() and "unread" in a.page.locator("#worklist").inner_text()
+    a.open(study)
+    assert "61 years" in a.page.locator("#card").inner_text() and a.page.locator("#viewer .over, #viewer [data-do=heat]").count() == 0
+    where = "() => document.querySelector('#desk').innerHTML.replace(document.querySelector('#label').innerHTML, '')"
+    for told in (a.page.evaluate(where), a.came()): assert "neumonia" not in told.replace("COVID-19 pneumonia", "") and "PNEUMONIA" not in told and "chip" not in told and "middle zone" not in told
+    a.page.locator("#viewer input[name=window]").fill("50")
+    assert a.page.locator("#viewer feFuncR").get_attribute("slope") == "2" and a.page.locator("#viewer feFuncR").get_attribute("intercept") == "-0.5"
+    wide = lambda: a.page.locator("#viewer .sheet").evaluate("e => e.clientWidth")
+    before = wide(); a.page.locator("#viewer [data-do=nearer]").click(); assert abs(wide() - 1.5 * before) < 3; a.page.keyboard.press("f"); assert abs(wide() - before) < 3
+    a.page.locator("#viewer [data-do=mark]").click()
+    sheet = a.page.locator("#viewer .sheet")
+    sheet.evaluate("e => e.scrollIntoView({block: 'start', behavior: 'instant'})")
+    box = sheet.bounding_box()
+    a.page.mouse.move(box["x"] + box["width"] / 4, box["y"] + 60); a.page.mouse.down(); a.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 160, steps=3); a.page.mouse.up()
+    assert sheet.locator(".box.mine").count() == 1
+    assert "second physician" in a.say("COVID-19 pneumonia")
+    opened = a.page.locator("#card .cxr[data-label=PNEUMONIA]")
+    assert "Pneumonia" in opened.inner_text() and a.page.locator("#viewer .over").is_visible() and "signs of pneumonia" in a.page.get_by_label("The explanation as you would write it").input_value()
+    a.page.locator("#viewer .scroll").focus(); a.page.keyboard.press("h")
+    assert not a.page.locator("#viewer .over").is_visible()
+    assert not any(PASSWORD in body for where, body in a.sent if "/v1/login" not in where)
+
+    b.page.locator("#login").get_by_role("button", name="Or a key").click()
+    b.page.get_by_label("Name", exact=True).fill("dr-b"); b.page.locator("#key input").fill("a-key"); b.page.locator("#enter").click()
+    b.page.wait_for_selector("#worklist input[type=radio]", timeout=20_000)
+    b.open(study)
+    assert b.page.locator("#viewer .over, #viewer .box").count() == 0 and "COVID" not in b.page.locator("#card").inner_text() and fits(b.page), "unseen too: neither the model nor the first reader"
+    assert "The model said the same" in b.say("Pneumonia") and "dr-b (unseen): Pneumonia" in b.page.locator("#card").inner_text() and b.page.locator("#viewer .box.theirs").count() == 1
+    b.page.get_by_text("Second readings saved").wait_for()
+    b.page.wait_for_function("() => /of \\d+ studies/.test(document.querySelector('#figures').innerText)", timeout=20_000)
+    assert not any("a-key" in body for where, body in b.sent if "/v1/login" not in where)
+    b.page.get_by_role("button", name="Log out").click()
+    b.page.wait_for_selector("#login", timeout=20_000)
+    assert b.page.locator("#worklist, #viewer .cxr").count() == 0 and not [c for c in b.context.cookies() if c["name"] == "cxr_session"]
+
+
+def test_a_stale_seat_cannot_answer(seat, url):
+    study, a = new_study(url), seat()
+    a.log_in("ben")
+    a.page.wait_for_selector("#worklist input[type=radio]", timeout=20_000)
+    a.page.locator("#viewer").wait_for(state="attached")
+    a.page.locator("body").click(position={"x": 5, "y": 5}); a.page.keyboard.press("j")
+    a.page.wait_for_selector("#viewer .cxr.view", timeout=20_000)
+    a.open(study)
+    a.page.evaluate("document.cookie = 'cxr_csrf=other; path=/'")
+    assert "no_csrf" in a.say("Tuberculosis") and a.page.locator("#card .cxr[data-status]").count() == 0, "another site's page could not have sent it"
+    a.context.clear_cookies()
+    a.page.locator("#send").click(); a.page.get_by_text("wrong_key").wait_for(timeout=20_000)
+    assert httpx.get(f"{url}/v1/worklist/{study}", headers={"Authorization": "Bearer a-key"}).json()["study"]["state"] == "unread"
+
+
+def test_the_boards_say_what_the_bundle_does_not_hold(page, url):
+    for part, sentence in (("data", "does not hold metrics/etl.json"), ("model", "does not hold metrics/vit.json")):
+        page.goto(f"{url}/?view={part}")
+        page.get_by_text(sentence).wait_for(timeout=60_000)
+        assert fits(page) and page.locator("#always").is_visible()
+    assert "no drift watch" in page.locator("#drift-board").inner_text()

@@ -57,7 +57,7 @@ def test_each_role_enters_its_own_doors(client, store):
     film = encoded(pattern())
     key = {role: bearer(add_key(store, f"{role} key", role)[0]) for role in ("physician", "admin", "service")}
     study = send(client, film).json()["study_id"]
-    doors = [("GET", "/v1/worklist", None), ("GET", f"/v1/worklist/{study}", None), ("GET", "/v1/worklist/figures", None), ("POST", "/v1/feedback", {}), ("POST", f"/v1/worklist/{study}/reading", {}), ("POST", f"/v1/worklist/{study}/adjudication", {})]
+    doors = [("GET", "/v1/worklist", None), ("GET", f"/v1/worklist/{study}", None), ("GET", "/v1/worklist/figures", None), ("GET", "/v1/worklist/benefit", None), ("POST", "/v1/feedback", {}), ("POST", f"/v1/worklist/{study}/reading", {}), ("POST", f"/v1/worklist/{study}/adjudication", {})]
     for method, path, body in doors:
         assert problem_of(client.request(method, path, json=body), 401)["code"] == "wrong_key"
         assert problem_of(client.request(method, path, json=body, headers=key["service"]), 403)["code"] == "not_allowed"

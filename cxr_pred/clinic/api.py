@@ -215,6 +215,9 @@ def add_reading(app: FastAPI, room: ReadingRoom, lanes: anyio.CapacityLimiter) -
     @app.get("/v1/studies/{study_id}/report.html", tags=["films"], responses=fails(404, 503), response_class=HTMLResponse, summary="The report to print")
     def page(study_id: str): return HTMLResponse(room.page(study_id), headers=PRIVATE)
 
+    @app.get("/v1/studies/{study_id}/consultation.pdf", tags=["films"], responses=fails(404, 503) | {200: {"content": {"application/pdf": {}}}}, response_class=Response, summary="The sheet to take along to a doctor")
+    def consultation(study_id: str): return Response(room.consultation(study_id), media_type="application/pdf", headers=PRIVATE | {"Content-Disposition": 'inline; filename="for-your-doctor.pdf"'})
+
     physicians = APIRouter(route_class=PhysicianRoute, tags=["physicians"], dependencies=[Depends(bearer)])  # the dependency is for OpenAPI
 
     @physicians.post("/v1/feedback", response_model=Kept, status_code=201, responses=fails(401, 403, 404, 422, 503), summary="Confirm or correct a finding")

@@ -6,7 +6,8 @@
 __all__ = ['ROLES', 'NOBODY', 'ClinicSettings', 'clinic_settings', 'Who', 'allow', 'hasher', 'checked_name', 'checked_role',
            'add_user', 'list_users', 'disable_user', 'log_in', 'add_key', 'list_keys', 'revoke_key', 'key_holder',
            'session_secret', 'signed', 'pack', 'unpack', 'open_session', 'session_holder', 'is_shared_key', 'wrong_key',
-           'who_is', 'credentials_set', 'physician_who', 'check_address']
+           'who_is', 'credentials_set', 'physician_who', 'shared_mark', 'open_key_session', 'key_session_holder',
+           'check_address']
 
 # %% ../../nbs/clinic/auth.ipynb #c002
 import base64, hashlib, hmac, ipaddress, json, re, secrets, time
@@ -222,6 +223,7 @@ def session_holder(
     secret = session_secret(store)
     if (said := unpack(secret, "session", cookie)) is None: return None
     if csrf is not None and not hmac.compare_digest(signed(secret, "csrf", said["bits"]).encode(), csrf.encode()): raise InputError("no_csrf", "The request does not show that it comes from our own page.", "Send the token that the log-in answered as X-CSRF-Token.", status=403)
+    if "user" not in said: return key_session_holder(store, said)
     with store.session() as s: user = s.get(User, said["user"])
     return Who(user.role, user.name, "user") if user and user.disabled_at is None else None
 
@@ -263,6 +265,43 @@ def physician_who(store: Store, **shown) -> Who:
     who = who_is(store, **shown)
     if who == Who(): raise wrong_key()
     return allow(who, "physician")
+
+# %% ../../nbs/clinic/auth.ipynb #2c691d53
+def shared_mark(store: Store, key: str) -> str:
+    "What a log-in with the shared key remembers of it."
+    return signed(session_secret(store), "shared key", key)
+
+
+def open_key_session(
+    store: Store,
+    key: str,        # the shared one, or one of somebody's own
+    name: str = "",  # of who reads; asked for with the shared key
+) -> tuple[Who, str, str]:   # who it is, the cookie's value and the CSRF token
+    "A log-in with a key; the attempt is logged. Raises `InputError`: wrong_key (401), no_physician, bad_name (422)."
+    secret, bits, until = session_secret(store), secrets.token_hex(16), time.time() + 3600 * clinic_settings().session_hours
+    with store.session() as s: row = s.scalar(select(ApiKey).where(ApiKey.sha256 == hashlib.sha256(key.encode()).hexdigest()))
+    if is_shared_key(key):
+        if not name.strip(): raise InputError("no_physician", "This key does not say who reads.", "Give your name or initials with it.")
+        said = {"shared": shared_mark(store, key), "as": checked_name(name.strip())}
+    elif row: said = {"key": row.id}
+    else: said = {}
+    who = key_session_holder(store, said)
+    store.note(who.actor if who else "anybody", "login.done" if who else "login.refused", by="key")
+    if who is None: raise wrong_key()
+    return who, pack(secret, "session", said | {"bits": bits, "until": until}), signed(secret, "csrf", bits)
+
+
+def key_session_holder(
+    store: Store,
+    said: dict,   # what the cookie says
+) -> Who | None:
+    "Who logged in with a key; None where the key is no longer good."
+    if "key" in said:
+        with store.session() as s: row = s.get(ApiKey, said["key"])
+        return Who(row.role, row.name, "key") if row and row.revoked_at is None and row.expires_at > now() else None
+    key = settings().physician_key
+    good = "shared" in said and key is not None and key.get_secret_value() and hmac.compare_digest(said["shared"], shared_mark(store, key.get_secret_value()))
+    return Who("physician", said["as"], "physician key") if good else None
 
 # %% ../../nbs/clinic/auth.ipynb #c023
 def check_address(

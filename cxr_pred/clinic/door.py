@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HEADERS', 'NEAR', 'COOKIE', 'CSRF', 'bearer', 'IdempotencyKey', 'Buckets', 'address', 'Door', 'too_many', 'shown',
-           'room_of', 'physician_of', 'sender_of', 'AskingRoute', 'PhysicianRoute', 'Login', 'Me', 'set_cookies',
-           'add_login', 'Asking', 'Own', 'Outcome', 'add_worklist']
+           'room_of', 'physician_of', 'sender_of', 'AskingRoute', 'PhysicianRoute', 'Login', 'KeyLogin', 'Me',
+           'set_cookies', 'add_login', 'Asking', 'Own', 'Outcome', 'add_worklist']
 
 # %% ../../nbs/clinic/door.ipynb #c002
 import threading, time
@@ -18,9 +18,10 @@ from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Respons
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, SecretStr
 
-from .auth import Who, clinic_settings, is_shared_key, log_in, open_session, physician_who, who_is
+from .auth import Who, clinic_settings, is_shared_key, log_in, open_key_session, open_session, physician_who, who_is
+from .benefit import Benefit, benefit
 from .reading import Answer, ReadingRoom
 from .study import Report
 from .worklist import Case, Figures, Filters, Page, case, figures, worklist_page
@@ -141,6 +142,12 @@ class Login(BaseModel):
     password: str = Field(max_length=1000)
 
 
+class KeyLogin(BaseModel):
+    "A key; with the shared one, the name of who reads."
+    key: SecretStr = Field(min_length=1, max_length=200)
+    name: str = Field("", max_length=64)
+
+
 class Me(BaseModel):
     "Who is logged in."
     name: str
@@ -156,7 +163,7 @@ def set_cookies(response: Response, request: Request, cookie: str, csrf: str) ->
 
 
 def add_login(app: FastAPI, room: ReadingRoom, fails: Callable[..., dict]) -> None:
-    "Add log-in by password, log-out, and who am I."
+    "Add log-in by password or key, log-out, and who am I."
     tries, two = Buckets(clinic_settings().share(clinic_settings().logins_per_minute)), threading.BoundedSemaphore(2)
 
     @app.post("/v1/login", response_model=Me, tags=["people"], responses=fails(401, 422, 429, 503), summary="Log in with a password")
@@ -167,6 +174,14 @@ def add_login(app: FastAPI, room: ReadingRoom, fails: Callable[..., dict]) -> No
         response.headers["Cache-Control"] = "no-store"
         set_cookies(response, request, cookie, csrf)
         return Me(name=user.name, role=user.role, csrf=csrf)
+
+    @app.post("/v1/login/key", response_model=Me, tags=["people"], responses=fails(401, 422, 429, 503), summary="Log in with a key")
+    def login_by_key(said: KeyLogin, request: Request, response: Response):
+        if wait := tries.take(f"address {address(request.scope)}"): return too_many(wait, room.metrics.rejects)
+        who, cookie, csrf = open_key_session(room_of(request).store, said.key.get_secret_value(), said.name)
+        response.headers["Cache-Control"] = "no-store"
+        set_cookies(response, request, cookie, csrf)
+        return Me(name=who.name, role=who.role, csrf=csrf)
 
     @app.post("/v1/logout", status_code=204, tags=["people"], summary="Forget the log-in of this browser")
     def logout(response: Response):
@@ -212,6 +227,9 @@ def add_worklist(app: FastAPI, room: ReadingRoom, fails: Callable[..., dict]) ->
 
     @physicians.get("/figures", response_model=Figures, responses=fails(401, 403, 503), summary="How many wait, and how often physician and model agree")
     def counts(): return figures(room.store)
+
+    @physicians.get("/benefit", response_model=Benefit, responses=fails(401, 403, 503), summary="What the second reader brings: second readings saved, minutes, money, mistakes, speed")
+    def brought(): return benefit(room.store, room.metrics)
 
     @physicians.get("/{study_id}", response_model=Case, responses=fails(401, 403, 404, 503), summary="One study, with what has been said, as far as the next reader should see it")
     def one(study_id: str): return case(room.store, study_id)

@@ -264,6 +264,11 @@ class ReadingRoom:
         "The printable report of a study, HTML."
         return html_report(self.report(study_id), *self.pictures(study_id))
 
+    def consultation(self, study_id: str) -> bytes:
+        "The sheet that a patient takes to a doctor, PDF. Raises `InputError` no_such_study (404), `SetupError` no_reportlab."
+        from cxr_pred.clinic.consultation import consultation_pdf
+        return consultation_pdf(self.report(study_id), *self.pictures(study_id), self.store.study(study_id).created_at)
+
     def feedback(self,
         answer: Answer,
         who: Who = Who(),

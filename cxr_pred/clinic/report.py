@@ -125,7 +125,7 @@ CARD = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
 {% if flags %}<ul>{% for f in flags %}<li>{{ f }}</li>{% endfor %}</ul>{% endif %}</section>{% endif %}
 </div>
 <p class="disclaimer">{{ r.disclaimer }}</p>
-<p class="end">{% if link %}<a class="noprint" href="{{ link }}" target="_blank" rel="noopener">{{ s.report }}</a>{% endif %}<span>{{ s.study }} {{ r.study_id }}</span><span>{{ s.model }} {{ r.finding.model_version if r.finding else r.bundle_hash[:12] }}</span>{% if r.timings.total_ms %}<span>{{ s.time.format(ms=r.timings.total_ms) }}</span>{% endif %}</p>
+<p class="end">{% if link %}<a class="noprint" href="{{ link }}/consultation.pdf" target="_blank" rel="noopener">{{ s.sheet.link }}</a><a class="noprint" href="{{ link }}/report.html" target="_blank" rel="noopener">{{ s.report }}</a>{% endif %}<span>{{ s.study }} {{ r.study_id }}</span><span>{{ s.model }} {{ r.finding.model_version if r.finding else r.bundle_hash[:12] }}</span>{% if r.timings.total_ms %}<span>{{ s.time.format(ms=r.timings.total_ms) }}</span>{% endif %}</p>
 </article>""")
 
 
@@ -134,7 +134,7 @@ def card_html(
     film: Film | None = None,        # its picture is shown where given
     heat: np.ndarray | None = None,  # (16, 16) float; drawn for an answer only, and not where it is spread
     full: bool = False,              # everything unfolded, for print
-    link: str = "",                  # address of the printable report
+    link: str = "",                  # address of the study, for what can be printed of it
     heard: Sequence[str] = (),       # sentences of an explanation that is being written
 ) -> str:
     "The report as a piece of HTML that stands alone but for CSS."
@@ -149,7 +149,7 @@ def card_html(
 
 # %% ../../nbs/clinic/report.ipynb #c020
 PAGE = Environment(autoescape=True, undefined=StrictUndefined).from_string("""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{{ s.title }}: {{ headline }}</title>
+<html lang="{{ s.language }}"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{{ s.title }}: {{ headline }}</title>
 <style>{{ css|safe }} body{margin:0;background:#e9eff2;padding:1.2rem} body>.cxr{max-width:64rem;margin:0 auto} body>h1{max-width:64rem;margin:0 auto .8rem;font:600 1rem system-ui,sans-serif;color:#52626f}
 @media screen and (prefers-color-scheme:dark){body{background:#0d1317} .cxr{ {{- dark|safe -}} }} @media print{@page{margin:14mm} body{background:#fff;padding:0}}</style></head>
 <body><h1>{{ s.title }}</h1>{{ card|safe }}</body></html>
