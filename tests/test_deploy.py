@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cxr_pred.core import Settings, root
+from cxr_pred.core import root
 
 ROOT, DEPLOY = root(), root() / "deploy"
 CHECKERS = ROOT / ".venv-deploy" / "bin"
@@ -75,9 +75,8 @@ def text_of_all() -> dict[str, str]: return {f: (ROOT / f).read_text() for f in 
 
 
 def test_settings_are_the_products():
-    from cxr_pred.clinic.auth import ClinicSettings
-    from cxr_pred.clinic.outbox import DicomSettings
-    known = {f"{s.model_config['env_prefix']}{name.upper()}" for s in (Settings, ClinicSettings, DicomSettings) for name in s.model_fields} | {"CXR_ROOT", "CXR_SLOW", "CXR_RAY_PYTHON", "CXR_PRED"}  # the last is our AE title
+    from test_docs import settings_here
+    known = settings_here() | {"CXR_ROOT", "CXR_SLOW", "CXR_RAY_PYTHON", "CXR_PRED"}  # the last is our AE title
     used = {f: set(re.findall(r"\bCXR_[A-Z_]+\b", t)) for f, t in text_of_all().items()}
     used["secrets"] = {n.upper() for n in re.findall(r"\b(?:cxr_database_url|cxr_physician_key)\b", text_of_all()["deploy/compose/compose.yaml"])}
     assert {f: n - known for f, n in used.items() if n - known} == {}
