@@ -150,7 +150,7 @@ def say(
     kept = room.feedback(Answer(study_id=study_id, physician=who.name or None, confirmed_label=label, severity=severity or None, edited_explanation=text or None, regions=boxes or None), who, need)
     return f"{S['desk']['recorded']} {outcome(need, kept.agrees, room.store.study(study_id).state, report.status == 'ok')}"
 
-# %% ../../nbs/clinic/desk.ipynb #406c09f3
+# %% ../../nbs/clinic/desk.ipynb #4fef1101
 LOGIN = "async (name, password, key, which) => [await cxr.login(name, password, key, UNREACHABLE), '', '', which]"   # the secrets stop here
 FILL = "(csrf, marks, ...more) => [cxr.csrf(), cxr.marks(), ...more]"
 SEEN = """() => { const a = document.querySelector('#message'), y = a ? a.getBoundingClientRect().top : 0; if (y < 0 || y > innerHeight / 2) a.scrollIntoView({block: 'start'}) }"""
@@ -182,6 +182,7 @@ def login_fields() -> tuple:
     import gradio as gr
     d = S["desk"]
     with gr.Column(elem_id="login", elem_classes="narrow") as box:
+        gr.HTML(f'<p class="quiet">{d["note"]}</p>')
         said = gr.Markdown(elem_id="login-said")
         name = gr.Textbox(label=d["name"], max_length=64, html_attributes=gr.InputHTMLAttributes(autocomplete="username"))
         password = gr.Textbox(label=d["password"], type="password", max_length=1000, html_attributes=gr.InputHTMLAttributes(autocomplete="current-password"))
@@ -217,7 +218,6 @@ def desk_tab(room: ReadingRoom, page) -> None:
     "The physician's part of a page."
     import gradio as gr
     d = S["desk"]
-    gr.HTML(f'<p class="quiet">{d["note"]}</p>', elem_classes="lead")
     box, said, name, password, key, enter = login_fields()
     csrf, marks = (gr.Textbox(elem_id=i, elem_classes="carry", container=False, show_label=False) for i in ("csrf", "marks"))
     with gr.Column(visible=False, elem_id="desk") as desk:

@@ -17,7 +17,7 @@ from .words import STRINGS as S
 from ..data.images import Film
 from ..vision.classify import heat_overlay
 
-# %% ../../nbs/clinic/viewer.ipynb #ca9e12ca
+# %% ../../nbs/clinic/viewer.ipynb #5164fd14
 VIEWER = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string("""
 <div class="cxr view" data-zoom="1" style="--aspect:{{ aspect }};--zoom:1">
 <svg width="0" height="0" style="position:absolute" aria-hidden="true"><filter id="cxr-window" color-interpolation-filters="sRGB"><feComponentTransfer>{% for c in 'RGB' %}<feFunc{{ c }} type="linear" slope="1" intercept="0"/>{% endfor %}</feComponentTransfer></filter></svg>
@@ -31,7 +31,7 @@ VIEWER = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=Tru
 {% if marking %}<button type="button" data-do="mark" aria-pressed="false">{{ s.mark }}</button><button type="button" data-do="unmark">{{ s.unmark }}</button>{% endif %}</span></div>
 <p class="soft">{{ s.note }}</p></div>""")
 
-VIEWER_CSS = """.cxr.view{padding:.8rem} .cxr.view .scroll{overflow:auto;max-height:72vh;background:#000;border-radius:8px;outline-offset:2px} .cxr.view .sheet{position:relative;line-height:0;margin:0 auto;width:calc(min(100%, 70vh * var(--aspect)) * var(--zoom))}
+VIEWER_CSS = """.cxr.view{padding:.8rem} .cxr.view .scroll{overflow:auto;max-height:58vh;background:#000;border-radius:8px;outline-offset:2px} .cxr.view .sheet{position:relative;line-height:0;margin:0 auto;width:calc(min(100%, 56vh * var(--aspect)) * var(--zoom))}
 .cxr.view .sheet img{width:100%;height:auto;display:block;margin:0;border-radius:0;user-select:none} .cxr.view .plain{filter:url(#cxr-window)} .cxr.view .over{position:absolute;inset:0;height:100%!important;opacity:var(--heat,1)} .cxr.view.noheat .over{visibility:hidden}
 .cxr.view .box{position:absolute;border:2px solid #ffd54a;box-shadow:0 0 0 1px #000;pointer-events:none} .cxr.view .box.theirs{border-style:dashed;border-color:#7fd8ff} .cxr.view.marking .sheet{cursor:crosshair;touch-action:none}
 .cxr.view .tools{display:flex;flex-wrap:wrap;gap:.5rem 1.1rem;align-items:center;margin:.7rem 0 .3rem} .cxr.view .tools label{display:flex;gap:.5rem;align-items:center;font-size:.85rem;color:var(--soft)} .cxr.view input[type=range]{width:8rem;accent-color:var(--accent)}
