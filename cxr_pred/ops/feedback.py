@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'CLOSE', 'FOLDER', 'SHEET', 'WEIGHTS', 'settles', 'agreed', 'roles', 'settled', 'small_vectors', 'alike',
            'Known', 'known_films', 'copies_of', 'as_regions', 'newest_groups', 'write_films', 'read_sheet',
-           'strangeness', 'worth', 'review_queue', 'outside_probabilities', 'suspects', 'suspects_html']
+           'strangeness', 'worth', 'review_queue', 'outside_probabilities', 'suspects', 'suspects_html',
+           'simulated_answers', 'label_noise']
 
 # %% ../../nbs/ops/feedback.ipynb #365d398b
 import hashlib, shutil
@@ -279,3 +280,37 @@ def suspects_html(
 <style>:root{color-scheme:light} body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#17212b} .all{display:grid;grid-template-columns:repeat(auto-fill,minmax(11rem,1fr));gap:1rem} figure{margin:0} img{width:100%;background:#000;border-radius:6px} figcaption{font-size:.82rem} .note{color:#5b6874}</style></head><body>
 <h1>Labels that look wrong</h1><p>{{ n }} of {{ of }} films carry a label that a model which had not seen them contradicts{{ '; the first ' ~ shown|length ~ ' of them' if shown|length < n }}. The likeliest errors come first. A proposal is no finding: look at the film, then correct the source.</p>
 <div class="all">{% for s in shown %}<figure><img src="{{ s.src }}" alt=""><figcaption><b>{{ s.label|replace('_', ' ')|lower }}</b>, looks like <b>{{ s.suggested|replace('_', ' ')|lower }}</b><br><span class="note">{{ s.id }}, {{ '%.2f'|format(s.quality) }}</span></figcaption></figure>{% endfor %}</div></body></html>""").render(shown=shown, n=len(table), of=of)
+
+# %% ../../nbs/ops/feedback.ipynb #5f03569f
+def simulated_answers(
+    truth: str,                # one of LABELS
+    model: str | None,         # what the model answered; None where it could not tell
+    rng: np.random.Generator,
+    error: float = 0.05,       # how often a physician errs
+) -> list[Feedback]:
+    "Answers of simulated physicians to a study, until the worklist closes it."
+    from cxr_pred.clinic.worklist import Opinion, next_state
+    state, said = "unread", []
+    while state in OPEN:
+        label = str(rng.choice([l for l in LABELS if l != truth])) if rng.random() < error else truth
+        who, kind = f"simulated-{len(said) + 1}", "adjudication" if state == "adjudication" else "reading"
+        state = next_state(state, kind, model, [Opinion(a.physician, a.confirmed_label) for a in said], Opinion(who, label))
+        said.append(Feedback(physician=who, kind=kind, confirmed_label=label))
+    return said
+
+
+def label_noise(
+    accuracy: float,       # of the model
+    error: float,          # of each physician
+    studies: int = 4000,
+    seed: int = 0,
+) -> dict[str, float]:
+    "Shares of studies that are settled, and of settled labels that are wrong; answers a study."
+    rng, found, answers = np.random.default_rng(seed), [], 0
+    for _ in range(studies):
+        truth = str(rng.choice(LABELS))
+        model = truth if rng.random() < accuracy else str(rng.choice([l for l in LABELS if l != truth]))
+        said = simulated_answers(truth, model, rng, error)
+        answers += len(said)
+        if (a := settles(said)): found.append(a.confirmed_label != truth)
+    return {"settled": len(found) / studies, "wrong": float(np.mean(found)), "answers": answers / studies}
