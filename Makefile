@@ -11,7 +11,7 @@ STAMP := .venv/.set-up
 IS_3_11 := import sys; sys.exit(sys.version_info[:2] != (3, 11))
 PIPELINE := $(if $(filter sample,$(PROFILE)),dvc.yaml,profiles/$(PROFILE)/dvc.yaml)
 
-.PHONY: help setup run test test-all app lab release release-words browser readme test-deps deploy-checks deploy-locks ci simulate space lock
+.PHONY: help setup run test test-all app lab release release-words browser readme test-deps deploy-checks deploy-locks ci simulate space lock docs
 
 help:
 	@echo "make run        set up, run the pipeline, explain one film (PROFILE=sample, or PROFILE=clinical DATA=folder)"
@@ -24,6 +24,7 @@ help:
 	@echo "make release-words  give models/release the clinical run's language model and today's facts; the part that reads films stays"
 	@echo "make browser    a folder that reads films on a phone, for any web server: build/browser (needs npm; BUNDLE=folder for another bundle)"
 	@echo "make space      a folder for a Hugging Face Space with the page: build/space (BUNDLE=folder for another bundle)"
+	@echo "make docs       every notebook and guide as a page, in reading order: build/site/index.html"
 	@echo "make readme     write README.md from nbs/index.ipynb"
 	@echo "make test-deps  what the full test can use beside: chromium, promtool, amtool, haproxy, dcmtk, dicom3tools and Orthanc from Debian, deploy-checks, and ONNX Runtime Web where npm is"
 	@echo "make deploy-checks  .venv-deploy: the tools that check deploy/ and .github/workflows/ (npm for the schemas of Argo Rollouts and its like)"
@@ -65,6 +66,9 @@ lab: setup
 # a day of 24 hours in three minutes, a tenth of it wrong files
 simulate: setup
 	@$(ENV) cxr-pred simulate --films 360 --seconds 180 --pattern day --wrong 0.1 --drift scanner --drift-from 0.6
+
+docs: setup
+	@$(ENV) python -m cxr_pred.site build/site
 
 space:
 	@rm -rf build/space

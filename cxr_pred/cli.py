@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['cli', 'NO_ANSWER', 'BUNDLE', 'HOST', 'PORT', 'ECS', 'feedback', 'REFERENCE', 'READ_AGAIN', 'users', 'keys', 'ROLE',
-           'plainly', 'writing', 'answer', 'line', 'explainer', 'hand_over', 'open_reader', 'draw', 'terminal', 'tell',
-           'predict', 'batch', 'log_as', 'serve', 'end_with_parent', 'llm_serve', 'app', 'fetch_data', 'link_data',
-           'data_page', 'pipeline', 'export', 'doctor', 'test_films', 'film_to_show', 'show', 'load', 'drift', 'watch',
-           'simulate', 'records', 'forget', 'sweep', 'backup', 'restore', 'audit', 'users_add', 'users_list',
-           'users_disable', 'keys_add', 'keys_list', 'keys_revoke', 'films', 'queue', 'suspects', 'retrain', 'main']
+           'originals', 'plainly', 'writing', 'answer', 'line', 'explainer', 'hand_over', 'open_reader', 'draw',
+           'terminal', 'tell', 'predict', 'batch', 'log_as', 'serve', 'end_with_parent', 'llm_serve', 'app',
+           'llm_publish', 'fetch_data', 'link_data', 'data_page', 'pipeline', 'export', 'doctor', 'test_films',
+           'film_to_show', 'show', 'load', 'drift', 'watch', 'simulate', 'records', 'forget', 'sweep', 'backup',
+           'restore', 'audit', 'users_add', 'users_list', 'users_disable', 'keys_add', 'keys_list', 'keys_revoke',
+           'originals_new_key', 'originals_get', 'originals_reseal', 'films', 'queue', 'suspects', 'retrain', 'main']
 
 # %% ../nbs/04_cli.ipynb #c002
 import json, os, sys, threading
@@ -239,6 +240,21 @@ def app(host: str = HOST, port: int = PORT):
     with plainly():
         from cxr_pred.clinic.together import app
         app(host, port)
+
+# %% ../nbs/04_cli.ipynb #clipub02
+@cli.command("llm-publish")
+def llm_publish(folder: Path = typer.Argument(help="a new folder, in the form of Hugging Face Transformers"), bundle: Path = BUNDLE):
+    "Write the bundle's language model, merged, with tokenizer and card, for other software."
+    with plainly():
+        if find_spec("litgpt") is None: raise SetupError("no_llm", "The language model's packages are not installed.", "pip install 'cxr_pred[llm]'")
+        from cxr_pred.language.facts import load_facts
+        from cxr_pred.language.generate import base_of
+        from cxr_pred.language.publish import publish
+        from cxr_pred.language.sft import grammar_pairs
+        from cxr_pred.vision.classify import load_bundle
+        b = load_bundle(bundle)
+        prompt = grammar_pairs(1, load_facts(b.path / "facts.yaml"), seed=0, no_answer_share=0)[0]["prompt"]
+        with writing(folder): typer.echo(f"{publish(base_of(b), b.path / 'llm', folder, b.json('metrics/llm.json'), prompt)}: not for patients without the check; its README.md says why.")
 
 # %% ../nbs/04_cli.ipynb #c022
 @cli.command()
@@ -554,6 +570,37 @@ def keys_revoke(number: int):
     "End a key now."
     from cxr_pred.clinic.auth import revoke_key
     with records() as store: revoke_key(store, number); print(f"Key {number} opens nothing any more")
+
+# %% ../nbs/04_cli.ipynb #re2603e6
+originals = typer.Typer(help="Files as they were sent, kept sealed where CXR_KEEP_ORIGINALS is set.", no_args_is_help=True)
+cli.add_typer(originals, name="originals")
+
+
+@originals.command("new-key")
+def originals_new_key(path: Path = typer.Argument(help="the file that CXR_ORIGINALS_KEYS names; the new key goes on top")):
+    "Make a key. Keep the file apart from films and backups: without it no original can be opened."
+    from cxr_pred.clinic.originals import new_key
+    with plainly(): print(f"Key {new_key(path)} seals from the next start of the service on")
+
+
+@originals.command("get")
+def originals_get(study_id: str, out: Path = typer.Option(..., help="written; it names the patient")):
+    "Open the original of a study. The log keeps that it was done."
+    from cxr_pred.clinic.originals import original, safe_of_settings
+    with records() as store:
+        if (safe := safe_of_settings()) is None: raise SetupError("no_originals", "Originals are not kept here.", "Set CXR_KEEP_ORIGINALS and CXR_ORIGINALS_KEYS.")
+        data = original(store, safe, study_id)
+        with os.fdopen(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as f: f.write(data)
+    print(f"{len(data)} bytes in {out}")
+
+
+@originals.command("reseal")
+def originals_reseal():
+    "Seal everything with the newest key; then older keys may be deleted."
+    from cxr_pred.clinic.originals import reseal, safe_of_settings
+    with records() as store:
+        if (safe := safe_of_settings()) is None: raise SetupError("no_originals", "Originals are not kept here.", "Set CXR_KEEP_ORIGINALS and CXR_ORIGINALS_KEYS.")
+        print(f"{reseal(store, safe)} originals sealed anew with key {safe.newest}")
 
 # %% ../nbs/04_cli.ipynb #8d16290f
 @feedback.command()

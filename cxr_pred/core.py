@@ -116,6 +116,7 @@ class Settings(BaseSettings):
     bundle: Path | None = None                   # folder of the model bundle
     state: Path = Path("state")                  # database, stored films, uploads: everything a service writes
     database_url: SecretStr | None = None        # SQLAlchemy URL, it may hold a password; SQLite below `state` if None
+    films: str | None = None                     # where stored films go: a folder or s3://bucket/folder; `state`/films if None
     llm_url: str | None = None                   # base URL of the language service
     physician_key: SecretStr | None = None       # bearer token that may post feedback; feedback is closed without it
     max_upload_mb: float = Field(40, gt=0)       # body limit of one upload

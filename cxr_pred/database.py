@@ -58,7 +58,7 @@ def reach(
     "An engine; SQLite in write-ahead mode, waiting for locks and for the disk."
     u = plain_url(url)
     if u.get_backend_name() == "sqlite" and u.database not in (None, "", ":memory:"): Path(u.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(u, pool_pre_ping=True)
+    engine = create_engine(u, pool_pre_ping=True, hide_parameters=True)
     if engine.dialect.name == "sqlite":
         @event.listens_for(engine, "connect")
         def _(connection, record):

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['STATES', 'URGENCIES', 'GENESIS', 'rank_of', 'Base', 'ModelVersion', 'Prediction', 'Explained', 'Kept', 'Signals',
-           'Study', 'Feedback', 'User', 'ApiKey', 'Asked', 'Audit', 'chained', 'append', 'Chain', 'verify_chain']
+           'Original', 'Study', 'Feedback', 'User', 'ApiKey', 'Asked', 'Audit', 'chained', 'append', 'Chain',
+           'verify_chain']
 
 # %% ../nbs/00b_tables.ipynb #c002
 import hashlib, json
@@ -77,6 +78,17 @@ class Signals(Base):
     body: Mapped[dict] = mapped_column(JSON)                              # {stats, features, ood}
 
 
+class Original(Base):
+    "The file that a film came as, sealed; only where the clinic keeps originals."
+    __tablename__ = "originals"
+    study_id: Mapped[str] = mapped_column(ForeignKey("studies.id", ondelete="CASCADE"), primary_key=True)
+    object_key: Mapped[str] = mapped_column(String(80))                   # below the films' folder
+    key_id: Mapped[str] = mapped_column(String(16), index=True)           # which key opens it
+    sha256: Mapped[str] = mapped_column(String(64))                       # of the sealed file
+    bytes: Mapped[int]
+    created_at: Mapped[datetime] = mapped_column(UTC, default=now)
+
+
 class Study(Base):
     "One film that was read."
     __tablename__ = "studies"
@@ -100,6 +112,7 @@ class Study(Base):
     explained: Mapped[Explained | None] = relationship(lazy="joined", cascade="all")
     image: Mapped[Kept | None] = relationship(lazy="select", cascade="all")
     measured: Mapped[Signals | None] = relationship(lazy="select", cascade="all")
+    original: Mapped[Original | None] = relationship(lazy="select", cascade="all")
     finding = association_proxy("prediction", "finding", creator=lambda v: Prediction(finding=v))
     heat = association_proxy("prediction", "heat", creator=lambda v: Prediction(heat=v))
     timings = association_proxy("prediction", "timings", creator=lambda v: Prediction(timings=v))
@@ -108,7 +121,7 @@ class Study(Base):
     signals = association_proxy("measured", "body", creator=lambda v: Signals(body=v))
 
     __table_args__ = (Index("ix_studies_worklist", "state", "rank", "created_at", "id"), Index("ix_studies_worklist_label", "state", "label", "rank", "created_at", "id"),
-                      Index("ix_studies_worklist_status", "state", "status", "rank", "created_at", "id"))
+                      Index("ix_studies_worklist_status", "state", "status", "rank", "created_at", "id"), Index("ix_studies_worklist_both", "state", "label", "status", "rank", "created_at", "id"))
 
     def __init__(self, **values):
         super().__init__(**values)

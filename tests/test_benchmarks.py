@@ -10,13 +10,13 @@ import pytest
 from cxr_pred.core import root
 
 ROOT = root()
-ON_A_GPU = {"gpu_training", "qlora_gpu"}   # at toy size on two cores they show that they run, and take minutes for it
+MINUTES = {"gpu_training", "qlora_gpu", "serving", "kills"}   # at toy size on two cores they show that they run, and take minutes for it
 BENCHMARKS = sorted((ROOT / "nbs" / "benchmarks").glob("*.ipynb"))
 
 
 @pytest.mark.parametrize("notebook", BENCHMARKS, ids=lambda p: p.stem)
 def test_a_benchmark_runs_small(notebook, tmp_path):
-    if notebook.stem in ON_A_GPU and not os.environ.get("CXR_SLOW"): pytest.skip("five minutes for both: make test-all")
+    if notebook.stem in MINUTES and not os.environ.get("CXR_SLOW"): pytest.skip("minutes: make test-all")
     assert any("parameters" in c["metadata"].get("tags", []) for c in json.loads(notebook.read_text())["cells"]), "papermill would run the defaults whatever it is told"
     for name in ("params.yaml", "settings.ini"): shutil.copy(ROOT / name, tmp_path)   # numbers of a test stay in its own project
     env = os.environ | {"CXR_ROOT": str(tmp_path), "PYTHONPATH": str(ROOT), "CXR_STATE": str(tmp_path / "state"), "OMP_NUM_THREADS": "1"}

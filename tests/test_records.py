@@ -4,13 +4,15 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
-from sqlalchemy import MetaData, create_engine, select, text
+from sqlalchemy import create_engine, select, text
 from sqlalchemy.exc import DBAPIError
 
 from cxr_pred.clinic.custody import backup, forget, restore, sweep
+from cxr_pred.clinic.origin import DicomSource
+from cxr_pred.clinic.outbox import DicomResult
 from cxr_pred.clinic.worklist import Filters, keep_answer, worklist_page
 from cxr_pred.core import InputError, SetupError
-from cxr_pred.database import differences, plain_url, version_of, writer
+from cxr_pred.database import differences, migrate, plain_url, reach, version_of, writer
 from cxr_pred.store import NEWEST, Once, Store, new_id
 from cxr_pred.tables import Audit, Base, Feedback, Kept, Study
 
@@ -25,7 +27,7 @@ CREATE TABLE feedback (id INTEGER NOT NULL, study_id VARCHAR(32) NOT NULL, physi
 CREATE INDEX ix_feedback_created_at ON feedback (created_at);
 CREATE INDEX ix_feedback_study_id ON feedback (study_id)"""}
 OLD["postgresql"] = OLD["sqlite"].replace("id INTEGER NOT NULL", "id SERIAL NOT NULL").replace("DATETIME", "TIMESTAMP WITHOUT TIME ZONE").replace("DOUBLE", "DOUBLE PRECISION").replace("BLOB", "BYTEA")
-OURS = [t for t in Base.metadata.sorted_tables if not t.name.startswith("dicom_")]   # those of DICOM are made when the first object comes
+OURS = Base.metadata.sorted_tables
 FILM = np.tile(np.arange(32, dtype=np.uint8), (32, 1))
 
 
@@ -74,9 +76,8 @@ def test_a_database_of_before_is_brought_up_with_all_its_rows(new_database, tmp_
         for i in ids: c.execute(row, dict(id=i, f='{"label": "PNEUMONIA", "model_version": "v7"}', e='{"urgency": "urgent", "summary": "Zoë"}', t='{"total_ms": 12.5}', s='["cough"]', h=b"\0\xff"))
         c.execute(text("INSERT INTO feedback (study_id, physician, confirmed_label, agrees, created_at) VALUES (:a, 'dr-a', 'PNEUMONIA', true, '2026-02-04'), (:b, 'dr-a', 'NORMAL', false, '2026-02-04')"), dict(a=ids[1], b=ids[2]))
     engine.dispose()
-    store, ours = Store(url, tmp_path / "state"), MetaData()
-    for t in OURS: t.to_metadata(ours)
-    assert version_of(store.engine, "cxr_version") == NEWEST and differences(store.engine, ours) == []
+    store = Store(url, tmp_path / "state")
+    assert version_of(store.engine, "cxr_version") == NEWEST and differences(store.engine, Base.metadata) == []
     rows = [store.study(i) for i in ids]
     r = rows[0]
     assert (r.finding["label"], r.explanation["summary"], r.timings, r.bundle_hash, r.heat, r.symptoms, r.age, r.created_at.isoformat()) == ("PNEUMONIA", "Zoë", {"total_ms": 12.5}, "abc", b"\0\xff", ["cough"], 61, "2026-02-03T04:05:06.789000+00:00")
@@ -86,6 +87,29 @@ def test_a_database_of_before_is_brought_up_with_all_its_rows(new_database, tmp_
     assert keep_answer(store, Feedback(study_id=ids[0], physician="dr-b", kind="reading", confirmed_label="PNEUMONIA", agrees=True))[1] == "closed"
     store.close()
     again = Store(url, tmp_path / "state"); assert len(worklist_page(again, Filters(state="closed")).items) == 2; again.close()
+
+
+@pytest.mark.parametrize("had_dicom", [False, True])
+def test_the_second_form_becomes_the_third(new_database, tmp_path, had_dicom):
+    "With DICOM's tables as a service made them beside the migrations, rows and all, and without."
+    url, i = new_database(), new_id()
+    engine = reach(url)
+    migrate(engine, "cxr_pred.migrations", "cxr_version", to="0002")
+    with writer(engine).begin() as c:
+        c.execute(text("INSERT INTO studies (id, created_at, status, reason_code, explanation_status, symptoms, label) VALUES (:i, '2026-02-03', 'ok', 'ok', 'off', '[]', 'NORMAL')"), dict(i=i))
+        if had_dicom:
+            Base.metadata.create_all(c, tables=[DicomSource.__table__, DicomResult.__table__])
+            c.execute(text("INSERT INTO dicom_sources VALUES (:i, '1.2', '1.3', '1.4', '1.5', 'CR', 'hash', '2026-02-03')"), dict(i=i))
+            c.execute(text("INSERT INTO dicom_results VALUES (:i, '2026-02-03', '2026-02-03', 3, 'peer_away', NULL)"), dict(i=i))
+    engine.dispose()
+    store = Store(url, tmp_path / "state")
+    assert version_of(store.engine, "cxr_version") == NEWEST == "0003" and differences(store.engine, Base.metadata) == []
+    with store.session() as s:
+        assert [(r.study_uid, r.sop_uid, r.content) for r in s.scalars(select(DicomSource))] == ([("1.2", "1.4", "hash")] if had_dicom else [])
+        assert [(r.attempts, r.error, r.delivered_at) for r in s.scalars(select(DicomResult))] == ([(3, "peer_away", None)] if had_dicom else [])
+    with writer(store.engine).begin() as c: c.execute(text("DELETE FROM studies"))
+    with store.session() as s: assert not s.scalars(select(DicomSource)).all(), "they go with their study"
+    store.close()
 
 
 def test_the_log_takes_no_change_and_shows_one(store):
@@ -119,7 +143,7 @@ def test_many_writers_make_one_chain_and_lose_nothing(store):
 def test_a_forgotten_patient_is_gone_and_nobody_else(store):
     mine, other = [study(store, "MRN-1") for _ in range(2)], study(store, "MRN-2")
     for i in (*mine, other): keep_answer(store, Feedback(study_id=i, physician="dr-a", confirmed_label="NORMAL", agrees=True))
-    assert forget(store, "MRN-1")[:4] == (2, 2, 2, 2) and store.study(other).finding and store.film(other).any()
+    assert forget(store, "MRN-1") == (2, 2, 2, 2, 0) and store.study(other).finding and store.film(other).any()
     with store.engine.connect() as c:
         held = " ".join(str(tuple(r)) for t in OURS for r in c.execute(select(t)))
     assert not any(w in held for w in (*mine, store.patient_hash("MRN-1"), "MRN-1")) and store.patient_hash("MRN-2") in held

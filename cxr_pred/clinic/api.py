@@ -176,10 +176,10 @@ class Kept(BaseModel):
 
 PRIVATE = {"Cache-Control": "no-store"}
 CAN_FAIL = {s: {"description": d, "content": {"application/problem+json": {"schema": Problem.model_json_schema()}}} for s, d in
-            {401: "The key, the name or the password is missing or wrong", 403: "Not for this role, or this installation takes no answers", 404: "No study of this id", 409: "The study is at another point by now", 413: "Too large", 415: "Not a PNG, JPEG, TIFF or DICOM file", 422: "Damaged, or not what this address takes", 429: "Too often", 503: "Not ready"}.items()}
+            {400: "The body is not what its Content-Type says", 401: "The key, the name or the password is missing or wrong", 403: "Not for this role, or this installation takes no answers", 404: "No study of this id", 409: "The study is at another point by now", 413: "Too large", 415: "Not a PNG, JPEG, TIFF or DICOM file", 422: "Damaged, or not what this address takes", 429: "Too often", 503: "Not ready"}.items()}
 
 
-def fails(*statuses: int) -> dict: return {s: CAN_FAIL[s] for s in statuses}
+def fails(*statuses: int) -> dict: return {s: CAN_FAIL[s] for s in (*statuses, *((400,) if 422 in statuses else ()))}   # what can be wrong can be unreadable too
 
 
 def add_reading(app: FastAPI, room: ReadingRoom, lanes: anyio.CapacityLimiter) -> None:

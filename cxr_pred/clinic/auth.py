@@ -31,6 +31,7 @@ class ClinicSettings(BaseSettings):
     session_key: SecretStr | None = None             # signs log-ins; several machines behind one address need the same; a file of the state folder if None
     films_per_minute: int = Field(600, gt=0)         # from one address that is not this machine
     logins_per_minute: int = Field(10, gt=0)         # from one address, and for one name
+    instances: int = Field(1, ge=1)                  # of the service behind one address: the two limits above are divided among them
     films_need_role: bool = False                    # films are read only for those who show who they are
     retention_days: float | None = Field(None, gt=0) # older studies are deleted; kept for ever if None
     oidc_issuer: str | None = None                   # address of the hospital's OpenID provider
@@ -39,6 +40,11 @@ class ClinicSettings(BaseSettings):
     oidc_role_claim: str = "roles"                   # the claim that lists what somebody is
     oidc_physicians: str = "physician"               # its value that makes a physician
     oidc_admins: str = "admin"                       # its value that makes an admin
+
+
+    def share(self, per_minute: int) -> float:
+        "What one of the instances lets through of a limit; never less than one a minute."
+        return max(1.0, per_minute / self.instances)
 
 
 @lru_cache(maxsize=1)

@@ -7,7 +7,7 @@ __all__ = ['Gone', 'erase', 'overwrite', 'forget', 'sweep', 'sweep_pictures', 'k
            'copy_films', 'backup', 'checked', 'place', 'is_empty', 'restore']
 
 # %% ../../nbs/clinic/custody.ipynb #c002
-import os, secrets, shutil, sqlite3, threading, time
+import hashlib, os, secrets, shutil, sqlite3, threading
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -18,8 +18,9 @@ from sqlalchemy import delete, func, insert, inspect, select, text
 from .auth import clinic_settings
 from ..core import InputError, SetupError, log, read_json, settings, sha256_file, write_json
 from ..database import now, plain_url, reach, writer
-from ..store import NEWEST, Store, connect, is_id
-from ..tables import GENESIS, Asked, Audit, Base, Explained, Feedback, Kept, Prediction, Signals, Study, append
+from ..films import place_of
+from ..store import NEWEST, Store, connect, film_name, is_id, original_name
+from ..tables import GENESIS, Asked, Audit, Base, Explained, Feedback, Kept, Original, Prediction, Signals, Study, append
 
 # %% ../../nbs/clinic/custody.ipynb #c005
 class Gone(NamedTuple):
@@ -28,8 +29,9 @@ class Gone(NamedTuple):
     films: int = 0
     explanations: int = 0
     feedback: int = 0
+    originals: int = 0
 
-    def __str__(self): return f"{self.studies} studies, {self.films} films, {self.explanations} explanations and {self.feedback} physicians' answers deleted"
+    def __str__(self): return f"{self.studies} studies, {self.films} films, {self.explanations} explanations and {self.feedback} physicians' answers deleted" + (f", and {self.originals} originals" if self.originals else "")
 
 
 def erase(
@@ -39,14 +41,14 @@ def erase(
     action: str,   # for the log
     **details,     # for the log: counts
 ) -> Gone:
-    "Delete studies and all that belongs to them, in one transaction with its line in the log."
-    n = dict.fromkeys((Asked, Explained, Feedback, Prediction, Kept, Signals, Study), 0)
-    films = [p for i in ids if (p := store.films / f"{i}.png").exists()]
-    for path in films: path.unlink(missing_ok=True)
+    "Delete studies and all that belongs to them, in one transaction with its line in the log. Raises `SetupError` store_unavailable where the films cannot be reached."
+    n = dict.fromkeys((Asked, Explained, Feedback, Prediction, Kept, Signals, Original, Study), 0)
+    films = store.place.delete([film_name(i) for i in ids])
+    store.place.delete([original_name(i) for i in ids])
     with store.writing() as s:
         for part in (ids[k:k + 500] for k in range(0, len(ids), 500)):
             for model in n: n[model] += s.execute(delete(model).where((model.id if model is Study else model.study_id).in_(part))).rowcount
-        gone = Gone(n[Study], len(films), n[Explained], n[Feedback])
+        gone = Gone(n[Study], films, n[Explained], n[Feedback], n[Original])
         append(s, actor, action, None, **gone._asdict(), **details)
     overwrite(store)
     return gone
@@ -59,7 +61,7 @@ def overwrite(store: Store) -> None:
     else:
         with store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as c:
             c.connection.driver_connection.rollback()   # pg8000 is inside a transaction since the pool's ping, and VACUUM can't be
-            for table in ("studies", "predictions", "explanations", "images", "signals", "feedback", "idempotency"): c.execute(text(f"VACUUM {table}"))
+            for table in ("studies", "predictions", "explanations", "images", "signals", "originals", "dicom_sources", "dicom_results", "feedback", "idempotency"): c.execute(text(f"VACUUM {table}"))
 
 
 def forget(
@@ -93,9 +95,12 @@ def sweep(
 
 def sweep_pictures(store: Store, actor: str, older_s: float = 86400) -> int:
     "Delete pictures that belong to no study; return how many."
-    left = [p for p in store.films.iterdir() if time.time() - p.stat().st_mtime > older_s]
-    with store.session() as s: left = [p for p in left if not is_id(p.stem) or s.get(Kept, p.stem) is None]
-    for p in left: p.unlink(missing_ok=True)
+    there, left = list(store.place.names(older_s)), []
+    with store.session() as s:
+        for part in (there[k:k + 500] for k in range(0, len(there), 500)):
+            known = {key for model in (Kept, Original) for key in s.scalars(select(model.object_key).where(model.object_key.in_(part)))}
+            left += [name for name in part if name not in known]
+    store.place.delete(left)
     if left: store.note(actor, "pictures.swept", pictures=len(left))
     return len(left)
 
@@ -117,7 +122,7 @@ def keep_swept(
 
 # %% ../../nbs/clinic/custody.ipynb #c011
 def tables_of(engine) -> list:
-    "The tables of ours that a database has; those of DICOM are made when the first object comes."
+    "The tables of ours that a database has; those of DICOM were made late in databases of before."
     import cxr_pred.clinic.outbox   # it and what it imports know their tables
     there = set(inspect(engine).get_table_names())
     return [t for t in Base.metadata.sorted_tables if t.name in there]
@@ -150,16 +155,17 @@ def snapshot(store: Store, path: Path) -> None:
     with closing(sqlite3.connect(path)) as out: out.execute("PRAGMA journal_mode=DELETE")   # one file, nothing beside it
 
 
-def copy_films(engine, films: Path, to: Path) -> dict:
-    "Copy the films that the rows of a database name; say which are not as they were."
-    said = {"films": 0, "without_hash": 0, "missing": [], "damaged": []}
+def copy_films(engine, place, to: Path) -> dict:
+    "Copy the films and sealed originals that the rows of a database name; say which are not as they were."
+    said = {"films": 0, "originals": 0, "without_hash": 0, "missing": [], "damaged": []}
     with engine.connect() as c:
-        for study_id, sha in c.execute(select(Kept.study_id, Kept.sha256).order_by(Kept.study_id)):
-            if not (films / f"{study_id}.png").is_file(): said["missing"].append(study_id); continue
-            shutil.copyfile(films / f"{study_id}.png", to / f"{study_id}.png")
-            said["films"] += 1
-            if sha is None: said["without_hash"] += 1
-            elif sha != sha256_file(to / f"{study_id}.png"): said["damaged"].append(study_id)
+        for model, kind, name_of in ((Kept, "films", film_name), (Original, "originals", original_name)):
+            for study_id, sha in c.execute(select(model.study_id, model.sha256).order_by(model.study_id)):
+                if (data := place.get(name_of(study_id))) is None: said["missing"].append(study_id); continue
+                (to / name_of(study_id)).write_bytes(data)
+                said[kind] += 1
+                if sha is None: said["without_hash"] += 1
+                elif sha != hashlib.sha256(data).hexdigest(): said["damaged"].append(study_id)
     return said
 
 
@@ -173,12 +179,12 @@ def backup(
     if folder.exists(): raise SetupError("backup_exists", f"{folder} is there already.", "Name a new folder for each backup.")
     draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     try:
-        (draft / "films").mkdir(parents=True, mode=0o700)
+        (draft / "films" / "originals").mkdir(parents=True, mode=0o700)
         draft.chmod(0o700)
         snapshot(store, draft / "cxr.db")
         shutil.copy2(store.state / "patient.key", draft / "patient.key")
         engine = reach(f"sqlite:///{draft / 'cxr.db'}")
-        films = copy_films(engine, store.films, draft / "films")
+        films = copy_films(engine, store.place, draft / "films")
         with engine.connect() as c:
             head = c.execute(select(Audit.id, Audit.hash).order_by(Audit.id.desc()).limit(1)).first() or (0, GENESIS)
             rows = {t.name: c.execute(select(func.count()).select_from(t)).scalar() for t in tables_of(engine)}
@@ -191,14 +197,14 @@ def backup(
         os.replace(draft, folder)
     except OSError as e: raise SetupError("cannot_write", f"{folder} cannot be written: {e.strerror or e}.", "Name another place, or make room there.") from e
     finally: shutil.rmtree(draft, ignore_errors=True)
-    store.note(actor, "backup.made", studies=rows["studies"], films=films["films"], missing=len(films["missing"]), damaged=len(films["damaged"]))
+    store.note(actor, "backup.made", studies=rows["studies"], films=films["films"], originals=films["originals"], missing=len(films["missing"]), damaged=len(films["damaged"]))
     return manifest
 
 # %% ../../nbs/clinic/custody.ipynb #c016
 def checked(folder: Path) -> dict:
     "The manifest of a backup whose files are all as they were. Raises `SetupError`: missing_file, broken_json, damaged_backup, newer_database."
     folder = Path(folder)
-    manifest, ours = read_json(folder / "manifest.json"), lambda name: name in ("cxr.db", "patient.key") or name.startswith("films/") and name.endswith(".png") and is_id(name[6:-4])
+    manifest, ours = read_json(folder / "manifest.json"), lambda name: name in ("cxr.db", "patient.key") or name.startswith("films/") and is_id(i := name[6:].removeprefix("originals/")[:-4]) and name[6:] in (film_name(i), original_name(i))
     broken = lambda what: SetupError("damaged_backup", f"{folder}: {what}.", "Take another backup; this one would restore what never was.")
     if not isinstance(manifest, dict) or not isinstance(files := manifest.get("files"), dict) or not {"cxr.db", "patient.key"} <= set(files): raise broken("the manifest is no backup's")
     if str(manifest.get("form")) > NEWEST: raise SetupError("newer_database", f"The backup has the form {manifest['form']}, this program knows {NEWEST}.", "Install the newer version of cxr_pred.")
@@ -229,15 +235,19 @@ def restore(
     url: str | None = None,     # as `Store`
     state: Path | None = None,  # as `Store`
     actor: str = "command line",
+    films: str | Path | None = None,  # as `Store`
 ) -> dict:                      # the manifest
     "Bring a backup back into an empty place. Raises `SetupError`: those of `checked`, not_empty, broken_log."
     folder, state, own = Path(folder), Path(state or settings().state).absolute(), settings().database_url
     url = url or (own and own.get_secret_value()) or f"sqlite:///{state / 'cxr.db'}"
     manifest, key = checked(folder), state / "patient.key"
     if not is_empty(url) or key.exists() and key.read_bytes() != (folder / "patient.key").read_bytes(): raise SetupError("not_empty", "There are records already where the backup should go.", "Restore into a new state folder and an empty database.")
-    (state / "films").mkdir(parents=True, exist_ok=True)
+    films = films or settings().films or state / "films"
+    pictures = place_of(films)
+    state.mkdir(parents=True, exist_ok=True)
+    place(folder / "patient.key", key)
     for name in manifest["files"]:
-        if name != "cxr.db": place(folder / name, state / name, 0o600 if name == "patient.key" else 0o644)
+        if name.startswith("films/"): pictures.put(name.removeprefix("films/"), (folder / name).read_bytes())
     draft = state / f"restoring.{secrets.token_hex(4)}"
     try:
         place(folder / "cxr.db", draft)
@@ -247,7 +257,7 @@ def restore(
         engine.dispose(); target.dispose()
     finally:
         for p in state.glob(f"{draft.name}*"): p.unlink(missing_ok=True)
-    store = Store(url, state)
+    store = Store(url, state, films)
     if (found := store.verify(tuple(manifest["log"]) if manifest["log"][0] else None)).broken: raise SetupError("broken_log", f"Row {found.broken} of the log: {found.why}.", "The records are restored; ask who changed the log, and look at an older backup.")
     store.note(actor, "backup.restored", studies=manifest["rows"]["studies"], films=manifest["films"])
     store.close()

@@ -16,6 +16,7 @@ import numpy as np
 
 from .together import why_no_writer
 from ..core import CxrError, root, settings
+from ..films import place_of
 from ..data.images import Film
 from ..vision.classify import Classifier, load_bundle
 
@@ -107,6 +108,7 @@ def checks() -> Iterator[Check]:
     place = next(p for p in (state, *state.parents) if p.exists())
     writable = place.is_dir() and os.access(place, os.W_OK)
     yield Check("records", "ok" if writable else "missing", f"{state}, {shutil.disk_usage(place).free / 1e9:.0f} GB free" if writable else f"{state} cannot be written", "" if writable else "Set CXR_STATE to a folder that can be.")
+    if settings().films: yield tried("films", lambda: place_of(settings().films).ping() or f"in {settings().films}")
     yield Check("physicians' answers", "ok" if settings().physician_key else "optional", "open to holders of the key" if settings().physician_key else "closed: there is no key", "" if settings().physician_key else "Set CXR_PHYSICIAN_KEY.")
     yield packages("train", "training")
     yield packages("llm", "language model")

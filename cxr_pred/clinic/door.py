@@ -30,7 +30,7 @@ from ..core import InputError, SetupError, problem_body
 class Buckets:
     "How often somebody may: `per_minute` at once, and as many again in each minute."
 
-    def __init__(self, per_minute: int, most: int = 10_000, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, per_minute: float, most: int = 10_000, clock: Callable[[], float] = time.monotonic):
         self.per_minute, self.most, self.clock, self.held, self.lock = per_minute, most, clock, OrderedDict(), threading.Lock()
 
     def take(self, who: str) -> float:
@@ -57,7 +57,7 @@ class Door:
     "ASGI middleware: the headers above on every answer, and 429 too_many for an address that sends too much."
 
     def __init__(self, app, rejects):
-        self.app, self.rejects, self.buckets = app, rejects, Buckets(clinic_settings().films_per_minute)
+        self.app, self.rejects, self.buckets = app, rejects, Buckets(clinic_settings().share(clinic_settings().films_per_minute))
         self.headers = [(k.lower().encode(), v.encode()) for k, v in HEADERS.items()]
 
     async def __call__(self, scope, receive, send):
@@ -157,7 +157,7 @@ def set_cookies(response: Response, request: Request, cookie: str, csrf: str) ->
 
 def add_login(app: FastAPI, room: ReadingRoom, fails: Callable[..., dict]) -> None:
     "Add log-in by password, log-out, and who am I."
-    tries, two = Buckets(clinic_settings().logins_per_minute), threading.BoundedSemaphore(2)
+    tries, two = Buckets(clinic_settings().share(clinic_settings().logins_per_minute)), threading.BoundedSemaphore(2)
 
     @app.post("/v1/login", response_model=Me, tags=["people"], responses=fails(401, 422, 429, 503), summary="Log in with a password")
     def login(said: Login, request: Request, response: Response):

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from prometheus_client import Counter
 from sqlalchemy.exc import SQLAlchemyError
 
-from .origin import Origin, content_hash, is_uid, read_before, read_head, source_row, source_table
-from .outbox import DicomResult, Outbox, said_safely
+from .origin import Origin, content_hash, is_uid, read_before, read_head, source_row
+from .outbox import Outbox, said_safely
 from .reading import ReadingRoom
 from ..core import CxrError, InputError, SetupError, log, settings
 
@@ -64,7 +64,6 @@ class Intake:
     def __init__(self, room: ReadingRoom, outbox: Outbox):
         self.room, self.outbox = room, outbox
         self.received = Counter("cxr_dicom_received", "DICOM objects that came in", ["door", "outcome"], registry=room.metrics.registry)
-        self.tables = False
 
     def take(self,
         data: bytes,             # a DICOM file
@@ -91,12 +90,8 @@ class Intake:
         if study_uid and origin.study_uid != study_uid: raise InputError("other_study", "It belongs to another study than the address names.")
         if expected and expected != (origin.sop_class, origin.sop_uid): raise InputError("other_class", "It is not what the sender announced.")
 
-    def _tables(self) -> None:
-        self.room.check(wait_s=20)
-        if not self.tables: source_table(self.room.store, DicomResult.__table__); self.tables = True
-
     def _again(self, data: bytes, head) -> Receipt | None:
-        self._tables()
+        self.room.check(wait_s=20)
         study_id = read_before(self.room.store, content_hash(self.room.store, data))
         if not study_id or self.room.store.study(study_id).bundle_hash != self.room.classifier.bundle_hash: return None
         if self.outbox.peer:

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['NAMESPACE', 'HEAD', 'IDENTITY', 'own_uuid', 'own_uid', 'is_uid', 'Origin', 'own_origin', 'Head', 'head_bytes',
-           'read_head', 'film_head', 'DicomSource', 'source_table', 'content_hash', 'source_row', 'origin_of',
-           'read_before']
+           'read_head', 'film_head', 'DicomSource', 'content_hash', 'source_row', 'origin_of', 'read_before']
 
 # %% ../../nbs/clinic/origin.ipynb #c002
 import hashlib, io, re, uuid, zlib
@@ -15,7 +14,6 @@ from pathlib import Path
 
 from sqlalchemy import ForeignKey, String, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
-from sqlalchemy.schema import CreateIndex, CreateTable
 
 from ..core import InputError
 from ..data.dicom import DEFLATED, syntax_of
@@ -115,17 +113,6 @@ class DicomSource(Base):
     modality: Mapped[str] = mapped_column(String(16))
     content: Mapped[str] = mapped_column(String(64), index=True)   # keyed hash of the object
     created_at: Mapped[datetime] = mapped_column(UTC, default=now)
-
-
-def source_table(
-    store: Store,
-    *more,  # other tables
-) -> None:
-    "Make the table where it is missing, whoever else may be making it."
-    with store.engine.begin() as c:
-        for table in (DicomSource.__table__, *more):
-            c.execute(CreateTable(table, if_not_exists=True))
-            for index in table.indexes: c.execute(CreateIndex(index, if_not_exists=True))
 
 
 def content_hash(store: Store, data: bytes) -> str:

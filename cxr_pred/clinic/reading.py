@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.exc import SQLAlchemyError
 
 from .auth import Who, is_shared_key
+from .originals import safe_of_settings
 from .report import html_report, picture_png
 from .study import Patient, Report, decided, read_study
 from .worklist import keep_answer
@@ -135,10 +136,12 @@ class ReadingRoom:
         self.heard: dict[str, list[dict]] = {}  # sentences of explanations that are being written
         self.waiting = queue.SimpleQueue()   # ids of studies to be explained; the store knows them too
         self.opened, self.closed, self.problem = threading.Event(), threading.Event(), None
+        self.safe = None   # seals originals, where they are kept
 
     def open(self) -> "ReadingRoom":
         "Load what is needed and read one film for nothing; what goes wrong is kept in `problem`."
         try:
+            self.safe = safe_of_settings()
             self.guard.start()
             self.store = self.store or Store()
             self.classifier = self.classifier or Classifier()
@@ -189,7 +192,7 @@ class ReadingRoom:
             if asks and self.waiting.qsize() < self.most_waiting: report = report.model_copy(update={"explanation_status": "pending"})
             elif explain: report = report.explained(self.explain(report, "llm_busy" if asks else ""))
             row = study_row(report, seen.heat, self.store.patient_hash(patient_ref), urgency(self.facts, report.case()), signals(film.pixels, seen.features, seen.finding and seen.ood))
-            try: kept = self.store.add_study(row, film.pixels, who.actor, once)
+            try: kept = self.store.add_study(row, film.pixels, who.actor, once, self.safe and self.safe.seal(report.study_id, data))
             except (SQLAlchemyError, OSError) as e:  # the database, or a full disk
                 log.exception("a study could not be recorded")
                 raise SetupError("store_unavailable", "The record could not be kept, so there is no answer.", "Ask again in a moment.") from e

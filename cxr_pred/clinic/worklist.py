@@ -7,13 +7,12 @@ __all__ = ['OPEN', 'COLUMNS', 'ORDER', 'Opinion', 'next_state', 'opinions', 'kee
            'filters_hash', 'place_of', 'item', 'worklist_page', 'Said', 'Case', 'case', 'Figures', 'figures']
 
 # %% ../../nbs/clinic/worklist.ipynb #c002
-import base64, hashlib, heapq, json
+import base64, hashlib, json
 from datetime import datetime
-from itertools import islice
 from typing import Literal, NamedTuple
 
 from pydantic import BaseModel
-from sqlalchemy import func, select, tuple_
+from sqlalchemy import func, select, tuple_, union_all
 
 from ..core import InputError
 from ..data.labels import Label
@@ -143,13 +142,15 @@ def worklist_page(
 ) -> Page:
     "A page of the worklist: urgent first, then doubtful, then old. Raises `InputError` bad_cursor."
     after = place_of(filters, cursor) if cursor else None
-    def walk(s, state: str):
+    def walk(state: str):
         q = select(*COLUMNS).where(Study.state == state).order_by(*ORDER).limit(limit + 1)
         if filters.label: q = q.where(Study.label == str(filters.label))
         if filters.status: q = q.where(Study.status == filters.status)
         if after: q = q.where(tuple_(*ORDER) > after)
-        return s.execute(q).all()
-    with store.session() as s: rows = list(islice(heapq.merge(*(walk(s, state) for state in filters.states()), key=lambda r: tuple(r[:3])), limit + 1))
+        return q
+    walks = [walk(state) for state in filters.states()]
+    page = walks[0] if len(walks) == 1 else union_all(*(select(w.subquery()) for w in walks)).order_by("rank", "created_at", "id").limit(limit + 1)
+    with store.session() as s: rows = s.execute(page).all()
     return Page(items=[item(r) for r in rows[:limit]], next=cursor_of(filters, tuple(rows[limit - 1][:3])) if len(rows) > limit else None)
 
 # %% ../../nbs/clinic/worklist.ipynb #c020

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEDICINE', 'URGENCIES', 'LINES', 'NO_ANSWERS', 'line_problems', 'entry_problems', 'facts_problems', 'load_facts',
-           'entry', 'texts', 'urgency', 'next_steps']
+           'entry', 'texts', 'reading_grade', 'urgency', 'next_steps']
 
 # %% ../../nbs/language/facts.ipynb #c002
 import re
@@ -102,6 +102,13 @@ def texts(
 ) -> list[str]:
     "The sentences of an entry, in the file's order."
     return [line["text"] for kind in kinds or LINES for line in entry.get(kind) or []]
+
+# %% ../../nbs/language/facts.ipynb #fgrade01
+def reading_grade(text: str) -> float:
+    "The US school grade that a text asks for, by Flesch and Kincaid (1975): 0.39 words a sentence + 11.8 syllables a word - 15.59."
+    words, ends = re.findall(r"[a-z']+", text.lower()), max(1, len(re.findall(r"[.!?](?:\s|$)", text)))
+    parts = sum(max(1, len(re.findall(r"[aeiouy]+", re.sub(r"(?<=[^aeiouyl])e$", "", w)))) for w in words)
+    return 0.39 * len(words) / ends + 11.8 * parts / max(1, len(words)) - 15.59
 
 # %% ../../nbs/language/facts.ipynb #c019
 def urgency(

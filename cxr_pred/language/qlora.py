@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['quiet_bitsandbytes', 'linears', 'unpacked', 'nf4', 'with_lora', 'save_adapter', 'encode_pair', 'padded', 'batches',
-           'answer_loss', 'warm_cosine', 'best_dtype', 'fit', 'train_adapter', 'merge_adapter']
+           'rows_of', 'packed', 'states', 'answer_loss', 'warm_cosine', 'packed_batches', 'Kept', 'best_dtype', 'fit',
+           'training_key', 'train_adapter', 'merge_adapter']
 
 # %% ../../nbs/language/qlora.ipynb #c002
-import json, logging, math, random, warnings
+import hashlib, inspect, json, logging, math, os, random, warnings
 from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -58,6 +60,7 @@ def nf4(
         new.weight = bnb.nn.Params4bit(old.weight.data.contiguous(), requires_grad=False, quant_type="nf4", compress_statistics=True)
         if old.bias is not None: new.bias = nn.Parameter(old.bias.data, requires_grad=False)
         new = new.to(device)
+        new.support_avx512bf16_for_cpu = False   # else the first pass without gradients rearranges the weights, and what is trained after it gets wrong ones
         setattr(parent, name, unpacked(new, dtype) if unpack else new)
     return model.to(device)
 
@@ -85,7 +88,7 @@ def save_adapter(
     from peft import get_peft_model_state_dict
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.detach().half().cpu().contiguous() for k, v in get_peft_model_state_dict(model).items()}, folder / "adapter.safetensors")
+    save_file({k: v.detach().half().cpu().contiguous() for k, v in get_peft_model_state_dict(model, save_embedding_layers=False).items()}, folder / "adapter.safetensors")
     config = model.peft_config["default"].to_dict()
     write_json(folder / "adapter_config.json", {k: sorted(v) if isinstance(v, set) else v for k, v in config.items() if v not in (None, {}, [])} | {"inference_mode": True})
     return folder
@@ -131,15 +134,69 @@ def batches(
         rng.shuffle(chunks)
         for c in chunks: yield [examples[j] for j in c]
 
+# %% ../../nbs/language/qlora.ipynb #qpack02
+def rows_of(
+    lengths: Sequence[int],  # tokens of each text
+    order: Sequence[int],    # numbers of texts
+    width: int,              # tokens a row
+) -> list[list[int]]:
+    "Texts put into rows, each into the first row that has room for it."
+    rows, room = [], []
+    for i in order:
+        k = next((k for k, left in enumerate(room) if left >= lengths[i]), None)
+        if k is None: rows.append([]); room.append(width); k = -1
+        rows[k].append(i); room[k] -= lengths[i]
+    return rows
+
+
+def packed(
+    rows: Sequence[Sequence[tuple[list[int], int]]],  # rows of texts, each ids and the index of the answer's first token
+    pad: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    "Ids (B, T), a mask (B, T), true where a token is to be learned, and each token's text (B, T), counted from 0 in its row; -1 is padding."
+    width = max(sum(len(ids) for ids, _ in row) for row in rows)
+    tokens, mask, text = torch.full((len(rows), width), pad), torch.zeros(len(rows), width, dtype=torch.bool), torch.full((len(rows), width), -1)
+    for b, row in enumerate(rows):
+        at = 0
+        for n, (ids, start) in enumerate(row):
+            tokens[b, at:at + len(ids)], mask[b, at + start:at + len(ids)], text[b, at:at + len(ids)] = torch.tensor(ids), True, n
+            at += len(ids)
+    return tokens, mask, text
+
+
+def states(
+    trunk: nn.Module,                  # litgpt.GPT; its head is not used
+    tokens: torch.Tensor,              # (B, T)
+    text: torch.Tensor | None = None,  # (B, T), each token's text; None: a text a row
+    checkpointing: bool = False,       # keep no activations inside a block, compute them again going back: less memory, a third more time
+) -> torch.Tensor:                     # (B, T, width)
+    "What the last block gives. Raises `SetupError` no_packing for models whose attention makes its own mask."
+    config, T = trunk.config, tokens.shape[1]
+    if text is None: cos, sin, mask = trunk.cos[:T][None], trunk.sin[:T][None], None
+    else:
+        if config.sliding_window_size is not None: raise SetupError("no_packing", f"{config.name} looks through a sliding window, which takes no mask.", "Set train_llm.packing to false.")
+        same = text[:, :, None] == text[:, None, :]
+        where = torch.arange(T, device=tokens.device) - torch.argmax(same.int(), dim=2)  # a text's first token is the first that is of the same text
+        cos, sin = trunk.cos[where], trunk.sin[where]
+        mask = torch.zeros(same.shape, dtype=cos.dtype, device=tokens.device).masked_fill(~(same & same.new_ones(T, T).tril()), float("-inf"))[:, None]
+    x = trunk.transformer.wte(tokens)
+    if config.scale_embeddings: x = x * config.n_embd ** 0.5
+    for i, block in enumerate(trunk.transformer.h):
+        rope = (cos, sin) if config.rope_indices is None else (cos[..., config.rope_indices[i]], sin[..., config.rope_indices[i]])
+        x = torch.utils.checkpoint.checkpoint(block, x, *rope, mask, use_reentrant=False) if checkpointing else block(x, *rope, mask)
+    return trunk.transformer.ln_f(x)
+
 # %% ../../nbs/language/qlora.ipynb #c012
 def answer_loss(
     trunk: nn.Module,     # the GPT with an identity for a head
     head: nn.Module,
     tokens: torch.Tensor, # (B, T)
     mask: torch.Tensor,   # (B, T), true where a token is to be learned
+    text: torch.Tensor | None = None,  # (B, T), see `packed`
+    checkpointing: bool = False,
 ) -> torch.Tensor:
     "Mean cross-entropy of the answer's tokens."
-    hidden = trunk(tokens)[:, :-1][mask[:, 1:]]
+    hidden = states(trunk, tokens, text, checkpointing)[:, :-1][mask[:, 1:]]
     return nn.functional.cross_entropy(head(hidden).float(), tokens[:, 1:][mask[:, 1:]])
 
 
@@ -151,6 +208,59 @@ def warm_cosine(
     "Learning rate factor: a linear start, then half a cosine down to a twentieth."
     if step < warm: return (step + 1) / warm
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+# %% ../../nbs/language/qlora.ipynb #qkept01
+def packed_batches(
+    examples: Sequence[tuple[list[int], int]],
+    width: int,          # tokens a row
+    rows: int,           # rows a batch
+    rng: random.Random,
+) -> Iterator[list[list[tuple[list[int], int]]]]:
+    "Endless batches of packed rows, shuffled anew each epoch."
+    lengths = [len(ids) for ids, _ in examples]
+    while True:
+        order = rows_of(lengths, rng.sample(range(len(examples)), len(examples)), width)
+        for i in range(0, len(order), rows): yield [[examples[j] for j in row] for row in order[i:i + rows]]
+
+
+class Kept:
+    "A training's state in one file, so that it can go on after a stop; of another training it takes nothing."
+
+    def __init__(self,
+        path: Path,      # safetensors; written over, whole or not at all
+        key: str,        # of everything that the weights depend on
+        every: int = 20, # updates
+    ): self.path, self.key, self.every = Path(path), key, every
+
+    def save(self, weights: Sequence[torch.Tensor], optimiser: torch.optim.Optimizer, curve: list[dict], before: float | None) -> None:
+        "Keep the state, every so many updates."
+        if len(curve) % self.every: return
+        tensors = {"random": torch.get_rng_state()}
+        for i, w in enumerate(weights): tensors |= {f"{i}.weight": w.detach().cpu().contiguous()} | {f"{i}.{k}": torch.as_tensor(v).cpu().contiguous() for k, v in optimiser.state[w].items()}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        draft = self.path.with_suffix(".part")
+        save_file(tensors, draft, {"key": self.key, "curve": json.dumps(curve), "before": json.dumps(before)})
+        os.replace(draft, self.path)
+
+    def load(self, weights: Sequence[torch.Tensor], optimiser: torch.optim.Optimizer) -> tuple[list[dict], float | None]:
+        "Put a kept state back; the curve so far and the first validation loss, nothing where there is none of this training."
+        if not self.path.is_file(): return [], None
+        from safetensors import safe_open
+        with safe_open(self.path, "pt") as f:
+            said = f.metadata()
+            if said["key"] != self.key: print(f"{self.path.name} is of other pairs, parameters or code: training from the start."); return [], None
+            for i, w in enumerate(weights):
+                names = [k.partition(".")[2] for k in f.keys() if k.startswith(f"{i}.")]
+                w.data.copy_(f.get_tensor(f"{i}.weight"))
+                optimiser.state[w] = {k: f.get_tensor(f"{i}.{k}").to("cpu" if k == "step" else w.device) for k in names if k != "weight"}
+            torch.set_rng_state(f.get_tensor("random"))
+        curve = json.loads(said["curve"])
+        print(f"Going on after update {len(curve)}.")
+        return curve, json.loads(said["before"])
+
+    def forget(self) -> None:
+        "The training has ended well."
+        self.path.unlink(missing_ok=True)
 
 # %% ../../nbs/language/qlora.ipynb #c015
 def best_dtype(device: str) -> torch.dtype:
@@ -171,6 +281,9 @@ def fit(
     warm: int = 5,          # updates until the full learning rate
     seed: int = 0,
     on_step: Callable = lambda step, values: None,  # called with step (from 1) and {"loss", "lr"} or {"val_loss"}
+    checkpointing: bool = False,  # see `states`
+    packing: int = 0,       # tokens a row, several texts in it; 0: a text a row
+    kept: "Kept | None" = None,   # where it goes on after a stop
 ) -> list[dict]:
     "Train the low-rank weights; return step, loss and learning rate of each update."
     from tqdm.auto import tqdm
@@ -178,7 +291,9 @@ def fit(
     head, trunk.lm_head = trunk.lm_head, nn.Identity()
     weights = [p for p in model.parameters() if p.requires_grad]
     device, optimiser = weights[0].device, torch.optim.AdamW(weights, lr=lr, weight_decay=0.0)
-    stream, curve = batches(examples, micro_batch, random.Random(seed)), []
+    stream = packed_batches(examples, packing, micro_batch, random.Random(seed)) if packing else batches(examples, micro_batch, random.Random(seed))
+    curve, before = kept.load(weights, optimiser) if kept else ([], None)
+    for _ in range(len(curve) * accumulate): next(stream)   # what was shown before the stop
 
     def held_out_loss() -> float:
         with torch.no_grad():
@@ -188,14 +303,15 @@ def fit(
             model.train()
         return total / sum(m.sum().item() for _, m in parts)
 
-    if held_out: on_step(0, {"val_loss": held_out_loss()})
+    if held_out: on_step(0, {"val_loss": (before := held_out_loss() if before is None else before)})
+    for c in curve: on_step(c["step"], {"loss": c["loss"], "lr": c["lr"]})
     model.train()
-    for step in (bar := tqdm(range(steps), desc="QLoRA", unit="step")):
+    for step in (bar := tqdm(range(len(curve), steps), desc="QLoRA", unit="step", initial=len(curve), total=steps)):
         factor, total = warm_cosine(step, steps, warm), 0.0
         for group in optimiser.param_groups: group["lr"] = lr * factor
         for _ in range(accumulate):
-            tokens, mask = padded(next(stream), pad)
-            loss = answer_loss(trunk, head, tokens.to(device), mask.to(device)) / accumulate
+            batch = packed(next(stream), pad) if packing else padded(next(stream), pad)
+            loss = answer_loss(trunk, head, *(x.to(device) for x in batch), checkpointing=checkpointing) / accumulate
             loss.backward()
             total += loss.item()
         nn.utils.clip_grad_norm_(weights, 1.0)
@@ -203,11 +319,23 @@ def fit(
         curve.append({"step": step + 1, "loss": total, "lr": lr * factor})
         bar.set_postfix(loss=f"{total:.3f}")
         on_step(step + 1, {"loss": total, "lr": lr * factor})
+        if kept: kept.save(weights, optimiser, curve, before)
     if held_out: on_step(steps, {"val_loss": held_out_loss()})
     trunk.lm_head = head
     return curve
 
 # %% ../../nbs/language/qlora.ipynb #c018
+def training_key(
+    base: Path,
+    encoded: Sequence,  # training and held-out texts
+    recipe: dict,
+) -> str:
+    "16 characters that are others when anything is that the weights depend on."
+    h = hashlib.sha256(json.dumps([read_json(Path(base) / "base.json"), recipe, encoded, [version(l) for l in ("torch", "peft", "bitsandbytes", "litgpt")]], sort_keys=True).encode())
+    for part in (nf4, with_lora, answer_loss, states, packed, batches, packed_batches, fit): h.update(inspect.getsource(part).encode())
+    return h.hexdigest()[:16]
+
+
 def train_adapter(
     base: Path,              # LitGPT checkpoint
     pairs: Sequence[dict],   # training pairs
@@ -222,6 +350,10 @@ def train_adapter(
     max_tokens: int = 512,
     seed: int = 0,
     unpack: bool = False,    # see `nf4`
+    checkpointing: bool = False,  # see `states`
+    packing: bool = False,   # rows of max_tokens with several texts; micro_batch counts rows then
+    keep: Path | None = None,# a file for the state, so that a stop costs little
+    keep_every: int = 20,    # updates
     on_step: Callable = lambda step, values: None,
 ) -> list[dict]:
     "Quantise the base, train the low-rank weights and save them; return the curve."
@@ -234,8 +366,11 @@ def train_adapter(
     model.max_seq_length = max_tokens
     model = with_lora(nf4(model, dtype, device, unpack), read_json(Path(base) / "base.json")["name"], rank, alpha)
     encoded = [[encode_pair(tokenizer, config, r, max_tokens) for r in rows] for rows in (pairs, held_out)]
-    curve = fit(model, *encoded, pad=tokenizer.eos_id, steps=steps, micro_batch=micro_batch, accumulate=accumulate, lr=lr, warm=max(1, steps // 12), seed=seed, on_step=on_step)
+    recipe = dict(steps=steps, micro_batch=micro_batch, accumulate=accumulate, lr=lr, warm=max(1, steps // 12), seed=seed, checkpointing=checkpointing, packing=max_tokens if packing else 0)
+    kept = Kept(keep, training_key(base, encoded, recipe | {"rank": rank, "alpha": alpha, "unpack": unpack, "dtype": str(dtype), "device": device}), keep_every) if keep else None
+    curve = fit(model, *encoded, pad=tokenizer.eos_id, on_step=on_step, kept=kept, **recipe)
     save_adapter(model, folder)
+    if kept: kept.forget()
     return curve
 
 # %% ../../nbs/language/qlora.ipynb #c021

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'CLOSE', 'FOLDER', 'SHEET', 'WEIGHTS', 'settles', 'agreed', 'roles', 'settled', 'small_vectors', 'alike',
-           'Known', 'known_films', 'copies_of', 'as_regions', 'newest_groups', 'write_films', 'read_sheet',
+           'Known', 'known_films', 'copies_of', 'as_regions', 'newest_groups', 'compared', 'write_films', 'read_sheet',
            'strangeness', 'worth', 'review_queue', 'outside_probabilities', 'suspects', 'suspects_html',
            'simulated_answers', 'label_noise']
 
 # %% ../../nbs/ops/feedback.ipynb #365d398b
-import hashlib, shutil
+import hashlib
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +24,7 @@ from ..data.etl import pixel_hash
 from ..data.images import preprocess
 from ..data.labels import LABELS
 from .drift import write_whole
-from ..store import Feedback, Store, Study
+from ..store import Feedback, Store, Study, film_name
 from ..tables import ApiKey, User
 
 # %% ../../nbs/ops/feedback.ipynb #466b25d1
@@ -154,6 +154,23 @@ def newest_groups(
     return np.array([g in inside for g in groups], bool)
 
 
+def compared(
+    store: Store,
+    ids: list[str],         # of studies
+    tests: list[Known],
+    at_once: int = 256,     # films in memory
+) -> tuple[set[str], set[str]]:
+    "Studies whose film is gone, and studies whose film may be a copy of a test film."
+    gone, copies = set(), set()
+    for part in (ids[k:k + at_once] for k in range(0, len(ids), at_once)):
+        films = {}
+        for i in part:
+            try: films[i] = store.film(i)
+            except InputError: gone.add(i)   # no_such_study: counted as film_gone
+        copies |= {list(films)[n] for known in tests for n in copies_of(list(films.values()), known)}
+    return gone, copies
+
+
 def write_films(
     store: Store,
     raw: Path,                # the folder `feedback` is written below it
@@ -164,18 +181,16 @@ def write_films(
     table, counts = settled(store)
     folder = Path(raw) / FOLDER
     (folder / "films").mkdir(parents=True, exist_ok=True)
-    there = [(store.films / f"{i}.png").is_file() for i in table.study_id]
-    counts["film_gone"], table = there.count(False), table[np.array(there, bool)].reset_index(drop=True)
-    films = [store.film(i) for i in table.study_id]
+    gone, copies = compared(store, table.study_id.tolist(), tests)
+    counts["film_gone"], table = len(gone), table[~table.study_id.isin(gone)].reset_index(drop=True)
     table["study"] = [store.subject(i)[:32] for i in table.study_id]
     table["group"] = table.patient_hash.fillna(table.study)
-    copies = {i for known in tests for i in copies_of(films, known)}
-    barred = table.group.isin(set(table.group[list(copies)])).to_numpy()
+    barred = table.group.isin(set(table.group[table.study_id.isin(copies)])).to_numpy()
     counts |= {"copies_of_test_films": len(copies), "kept_out_with_them": int(barred.sum()) - len(copies)}
     table = table[~barred].reset_index(drop=True)
     table["part"] = np.where(newest_groups(table.group.to_numpy(), recent), "recent", "learn")
     for study_id, name in zip(table.study_id, table.study):
-        if not (to := folder / "films" / f"{name}.png").exists(): shutil.copyfile(store.films / f"{study_id}.png", to)
+        if not (to := folder / "films" / f"{name}.png").exists(): to.write_bytes(store.place.get(film_name(study_id)))
     for old in (folder / "films").iterdir():
         if old.stem not in set(table.study): old.unlink()
     sheet = table.assign(path=[f"films/{n}.png" for n in table.study], patient_id=table.patient_hash, regions=[as_regions(r) for r in table.regions])[SHEET]
