@@ -9,7 +9,7 @@ __all__ = ['revision', 'down_revision', 'branch_labels', 'depends_on', 'upgrade'
 import sqlalchemy as sa
 from alembic import op
 
-revision, down_revision, branch_labels, depends_on = "0004", "0002", None, None
+revision, down_revision, branch_labels, depends_on = "0004", "0003", None, None
 
 
 def upgrade() -> None:
