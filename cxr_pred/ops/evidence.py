@@ -58,7 +58,7 @@ Made with the retraining of {{ e.at }}, profile {{ e.profile }}. {{ "The change 
 
 What may change: the weights of the vision model and its calibration, by training again with films that physicians settled in the reader's own use. What may not: the ten classes, the preparation of a film, the rules by which it abstains, the intended use, the language model, and who may use it. A change of these is a new model with a validation of its own.
 
-This time: {{ e.data.films - e.data.recent }} settled films to learn from, {{ e.data.recent }} held back to measure on. From {{ e.champion.version }} ({{ e.champion.bundle_hash[:12] }}) to {{ e.challenger.version }} ({{ e.challenger.bundle_hash[:12] }}). Started {{ e.started }}.
+This time: {{ e.data.get('learned_from', e.data.films - e.data.recent) }} settled films to learn from, {{ e.data.recent }} held back to measure on. From {{ e.champion.version }} ({{ e.champion.bundle_hash[:12] }}) to {{ e.challenger.version }} ({{ e.challenger.bundle_hash[:12] }}). Started {{ e.started }}.
 
 ## 2. Modification protocol
 

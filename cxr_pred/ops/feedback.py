@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'CLOSE', 'FOLDER', 'SHEET', 'WEIGHTS', 'settles', 'agreed', 'roles', 'settled', 'small_vectors', 'alike',
-           'Known', 'known_films', 'copies_of', 'as_regions', 'newest_groups', 'write_films', 'read_sheet',
-           'strangeness', 'worth', 'review_queue', 'outside_probabilities', 'suspects', 'suspects_html']
+           'Known', 'known_films', 'copies_of', 'as_regions', 'newest_groups', 'compared', 'write_films', 'read_sheet',
+           'strangeness', 'worth', 'review_queue', 'outside_probabilities', 'suspects', 'suspects_html',
+           'simulated_answers', 'label_noise']
 
 # %% ../../nbs/ops/feedback.ipynb #365d398b
-import hashlib, shutil
+import hashlib
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +24,7 @@ from ..data.etl import pixel_hash
 from ..data.images import preprocess
 from ..data.labels import LABELS
 from .drift import write_whole
-from ..store import Feedback, Store, Study
+from ..store import Feedback, Store, Study, film_name
 from ..tables import ApiKey, User
 
 # %% ../../nbs/ops/feedback.ipynb #466b25d1
@@ -153,6 +154,23 @@ def newest_groups(
     return np.array([g in inside for g in groups], bool)
 
 
+def compared(
+    store: Store,
+    ids: list[str],         # of studies
+    tests: list[Known],
+    at_once: int = 256,     # films in memory
+) -> tuple[set[str], set[str]]:
+    "Studies whose film is gone, and studies whose film may be a copy of a test film."
+    gone, copies = set(), set()
+    for part in (ids[k:k + at_once] for k in range(0, len(ids), at_once)):
+        films = {}
+        for i in part:
+            try: films[i] = store.film(i)
+            except InputError: gone.add(i)   # no_such_study: counted as film_gone
+        copies |= {list(films)[n] for known in tests for n in copies_of(list(films.values()), known)}
+    return gone, copies
+
+
 def write_films(
     store: Store,
     raw: Path,                # the folder `feedback` is written below it
@@ -163,18 +181,16 @@ def write_films(
     table, counts = settled(store)
     folder = Path(raw) / FOLDER
     (folder / "films").mkdir(parents=True, exist_ok=True)
-    there = [(store.films / f"{i}.png").is_file() for i in table.study_id]
-    counts["film_gone"], table = there.count(False), table[np.array(there, bool)].reset_index(drop=True)
-    films = [store.film(i) for i in table.study_id]
+    gone, copies = compared(store, table.study_id.tolist(), tests)
+    counts["film_gone"], table = len(gone), table[~table.study_id.isin(gone)].reset_index(drop=True)
     table["study"] = [store.subject(i)[:32] for i in table.study_id]
     table["group"] = table.patient_hash.fillna(table.study)
-    copies = {i for known in tests for i in copies_of(films, known)}
-    barred = table.group.isin(set(table.group[list(copies)])).to_numpy()
+    barred = table.group.isin(set(table.group[table.study_id.isin(copies)])).to_numpy()
     counts |= {"copies_of_test_films": len(copies), "kept_out_with_them": int(barred.sum()) - len(copies)}
     table = table[~barred].reset_index(drop=True)
     table["part"] = np.where(newest_groups(table.group.to_numpy(), recent), "recent", "learn")
     for study_id, name in zip(table.study_id, table.study):
-        if not (to := folder / "films" / f"{name}.png").exists(): shutil.copyfile(store.films / f"{study_id}.png", to)
+        if not (to := folder / "films" / f"{name}.png").exists(): to.write_bytes(store.place.get(film_name(study_id)))
     for old in (folder / "films").iterdir():
         if old.stem not in set(table.study): old.unlink()
     sheet = table.assign(path=[f"films/{n}.png" for n in table.study], patient_id=table.patient_hash, regions=[as_regions(r) for r in table.regions])[SHEET]
@@ -279,3 +295,37 @@ def suspects_html(
 <style>:root{color-scheme:light} body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#17212b} .all{display:grid;grid-template-columns:repeat(auto-fill,minmax(11rem,1fr));gap:1rem} figure{margin:0} img{width:100%;background:#000;border-radius:6px} figcaption{font-size:.82rem} .note{color:#5b6874}</style></head><body>
 <h1>Labels that look wrong</h1><p>{{ n }} of {{ of }} films carry a label that a model which had not seen them contradicts{{ '; the first ' ~ shown|length ~ ' of them' if shown|length < n }}. The likeliest errors come first. A proposal is no finding: look at the film, then correct the source.</p>
 <div class="all">{% for s in shown %}<figure><img src="{{ s.src }}" alt=""><figcaption><b>{{ s.label|replace('_', ' ')|lower }}</b>, looks like <b>{{ s.suggested|replace('_', ' ')|lower }}</b><br><span class="note">{{ s.id }}, {{ '%.2f'|format(s.quality) }}</span></figcaption></figure>{% endfor %}</div></body></html>""").render(shown=shown, n=len(table), of=of)
+
+# %% ../../nbs/ops/feedback.ipynb #5f03569f
+def simulated_answers(
+    truth: str,                # one of LABELS
+    model: str | None,         # what the model answered; None where it could not tell
+    rng: np.random.Generator,
+    error: float = 0.05,       # how often a physician errs
+) -> list[Feedback]:
+    "Answers of simulated physicians to a study, until the worklist closes it."
+    from cxr_pred.clinic.worklist import Opinion, next_state
+    state, said = "unread", []
+    while state in OPEN:
+        label = str(rng.choice([l for l in LABELS if l != truth])) if rng.random() < error else truth
+        who, kind = f"simulated-{len(said) + 1}", "adjudication" if state == "adjudication" else "reading"
+        state = next_state(state, kind, model, [Opinion(a.physician, a.confirmed_label) for a in said], Opinion(who, label))
+        said.append(Feedback(physician=who, kind=kind, confirmed_label=label))
+    return said
+
+
+def label_noise(
+    accuracy: float,       # of the model
+    error: float,          # of each physician
+    studies: int = 4000,
+    seed: int = 0,
+) -> dict[str, float]:
+    "Shares of studies that are settled, and of settled labels that are wrong; answers a study."
+    rng, found, answers = np.random.default_rng(seed), [], 0
+    for _ in range(studies):
+        truth = str(rng.choice(LABELS))
+        model = truth if rng.random() < accuracy else str(rng.choice([l for l in LABELS if l != truth]))
+        said = simulated_answers(truth, model, rng, error)
+        answers += len(said)
+        if (a := settles(said)): found.append(a.confirmed_label != truth)
+    return {"settled": len(found) / studies, "wrong": float(np.mean(found)), "answers": answers / studies}

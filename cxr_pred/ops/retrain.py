@@ -29,6 +29,7 @@ from .drift import WINDOW, Films, compare
 from .evidence import write_evidence
 from .feedback import Known, alike, known_films, read_sheet, settled, write_films
 from ..store import Store, export_feedback
+from ..tracking import git_commit
 from ..vision.bundle import digest, link_engine
 from ..vision.classify import Classifier, load_bundle
 
@@ -274,9 +275,10 @@ def retrain(
             promote(profile, champion / "bundle", bundle)
         except CxrError as e: verdict |= {"promote": False, "why": [f"It could not be packaged: {e.message}"]}
     made = load_bundle(bundle) if verdict["promote"] else None
-    evidence = {"at": at.isoformat(timespec="seconds"), "profile": profile, "started": started, "run": run.relative_to(root()).as_posix(), "data": counts, "settings": settings, "parameters_sha256": digest(load_params(profile)),
+    evidence = {"at": at.isoformat(timespec="seconds"), "profile": profile, "started": started, "git_commit": git_commit(), "run": run.relative_to(root()).as_posix(), "data": counts, "settings": settings, "parameters_sha256": digest(load_params(profile)),
                 "champion": {"version": old.model_version, "bundle_hash": old.bundle_hash}, "challenger": {"version": made.manifest["version"] if made else f"not packaged, {run.name}", "bundle_hash": made.hash if made else new.bundle_hash}, "decision": verdict}
     write_evidence(run / "evidence", evidence)
+    if not verdict["promote"]: shutil.rmtree(run / "data")   # patients' films, of no use any more
     write_json(home(profile) / "state.json", {"champion": run.relative_to(root()).as_posix() if verdict["promote"] else before["champion"], "settled": counts["settled"]})
     log.info("retraining %s: %s", run.name, "promoted" if verdict["promote"] else "not promoted")
     return evidence, run / "evidence"
