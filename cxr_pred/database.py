@@ -35,6 +35,7 @@ def reaching(code: str, what: str, hint: str):
     "Turn whatever a driver or a client of a bucket raises into `SetupError`, without repeating what it says."
     try: yield
     except SetupError: raise
+    except ModuleNotFoundError as e: raise SetupError("no_package", f"{what}: the package {e.name} is not installed.", "pip install cxr_pred, with what it requires") from None
     except Exception as e: raise SetupError(code, f"{what}: {type(getattr(e, 'orig', None) or e).__name__}.", hint) from None
 
 

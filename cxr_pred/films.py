@@ -10,6 +10,7 @@ import os, re, time
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta, timezone
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 
 from .core import SetupError
@@ -58,7 +59,7 @@ class Folder:
 
     def names(self, older_s: float = 0) -> Iterator[str]:
         "What lies here, as far as it is so many seconds old."
-        for p in (*self.path.iterdir(), *(self.path / "originals").glob("*")):
+        for p in chain(self.path.iterdir(), (self.path / "originals").glob("*")):
             if p.is_file() and time.time() - p.stat().st_mtime > older_s: yield p.relative_to(self.path).as_posix()
 
     def ping(self) -> None:
@@ -104,9 +105,10 @@ class Bucket:
     def names(self, older_s: float = 0) -> Iterator[str]:
         "What lies here, as far as it is so many seconds old."
         import obstore
-        found = self._ask(lambda s: [o for part in obstore.list(s, prefix=self.before or None) for o in part]) or []
-        for o in found:
-            if (datetime.now(timezone.utc) - o["last_modified"]).total_seconds() > older_s: yield o["path"].removeprefix(self.before)
+        pages = self._ask(lambda s: iter(obstore.list(s, prefix=self.before or None, chunk_size=1000)))
+        while (page := self._ask(lambda s: next(pages, None))) is not None:
+            for o in page:
+                if (datetime.now(timezone.utc) - o["last_modified"]).total_seconds() > older_s: yield o["path"].removeprefix(self.before)
 
     def ping(self) -> None:
         "Ask for an object that nobody has: the bucket must answer."

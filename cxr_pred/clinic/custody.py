@@ -10,6 +10,7 @@ __all__ = ['Gone', 'erase', 'overwrite', 'forget', 'sweep', 'sweep_pictures', 'k
 import hashlib, os, secrets, shutil, sqlite3, threading
 from contextlib import closing
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -95,9 +96,9 @@ def sweep(
 
 def sweep_pictures(store: Store, actor: str, older_s: float = 86400) -> int:
     "Delete pictures that belong to no study; return how many."
-    there, left = list(store.place.names(older_s)), []
+    there, left = store.place.names(older_s), []
     with store.session() as s:
-        for part in (there[k:k + 500] for k in range(0, len(there), 500)):
+        while part := list(islice(there, 500)):
             known = {key for model in (Kept, Original) for key in s.scalars(select(model.object_key).where(model.object_key.in_(part)))}
             left += [name for name in part if name not in known]
     store.place.delete(left)
