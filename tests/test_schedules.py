@@ -63,7 +63,7 @@ def test_airflow_reads_all_of_them(airflow):
     run, d = airflow
     errors = run("dags", "list-import-errors", "--local", "-o", "json"); assert errors.returncode == 0 and "Traceback" not in errors.stdout, errors.stdout + errors.stderr[-2000:]
     listed = run("dags", "list", "--local", "-o", "json")
-    found = {r["dag_id"] for r in json.loads(listed.stdout[listed.stdout.index("["):])}
+    found = {r["dag_id"] for r in json.loads(listed.stdout[re.search(r"\[\s*\{", listed.stdout).start():])}
     assert found == {"cxr_nightly", "cxr_weekly", "cxr_hourly_drift", "cxr_hourly_figures"}, listed.stdout + listed.stderr[-2000:]
 
 

@@ -88,7 +88,7 @@ def target(folder: Path | str) -> Target:
     for name in b.manifest["files"]: b.read(name)
     return Target(version=b.manifest["version"], hash=b.hash, path=str(b.path))
 
-# %% ../../nbs/ops/rollout.ipynb #6f4de98d
+# %% ../../nbs/ops/rollout.ipynb #0d037d59
 Stage = Literal["settled", "staging", "waiting", "canary", "production", "settling"]
 
 
@@ -106,7 +106,7 @@ class State(BaseModel):
     times: Comparison = Comparison()       # films that took longer than p99_ms
     answers: Comparison = Comparison()     # physicians' corrections
     load: dict[str, Any] | None = None     # what the load test found
-    called: list[str] = []                 # what a person was called for in this stage
+    called: list[str] = []                 # what a person was called for and is still so
     decisions: list[dict[str, Any]] = []   # the newest hundred
     unlogged: list[dict[str, Any]] = []    # decisions that the log could not take yet
 
@@ -391,7 +391,7 @@ def corrected(
     with store.session() as s: n = {agrees: k for agrees, k in s.execute(rows)}
     return sum(n.values()), n.get(False, 0)
 
-# %% ../../nbs/ops/rollout.ipynb #32a7e595
+# %% ../../nbs/ops/rollout.ipynb #64099dcb
 def weights(stage: str, limits: Limits) -> tuple[int, int]:
     "HAProxy's weights of stable and canary in a stage."
     return {"canary": (100 - limits.share, limits.share), "production": (1, 256), "settling": (0, 100)}.get(stage, (100, 0))
@@ -507,9 +507,11 @@ class Rollout:
             self.follow(state)
             look = self.eyes.look()
             state = self.compared(state, look).model_copy(update={"breached": breaches(state, look, self.limits)})
+            serves = served(self.where.canary) if state.stage in ("waiting", *CARRIES) else None
+            for_a_person = {x.rule for x in asks(state, look, self.limits, serves) if x.what == "call"}
+            state = state.model_copy(update={"called": [rule for rule in state.called if rule in for_a_person]})   # who was called for what is over may be called again
             self.memory.write(state)
             state = self.write_log(state)
-            serves = served(self.where.canary) if state.stage in ("waiting", *CARRIES) else None
             if state.stage == "settling" and served(self.where.stable) == state.stable.hash and look.servers["stable"].up: said = Decision("settled", "the reader behind stable serves it", "ready")
             elif state.stage == "waiting" and serves == state.candidate.hash and look.servers["canary"].up: said = Decision(state.goes_to, "its reader is ready", "ready")
             else: said = decide(state, look, self.limits, serves)
