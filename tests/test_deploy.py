@@ -75,13 +75,8 @@ def text_of_all() -> dict[str, str]: return {f: (ROOT / f).read_text() for f in 
 
 
 def test_settings_are_the_products():
-<<<<<<< HEAD
     from test_docs import settings_here
     known = settings_here() | {"CXR_ROOT", "CXR_SLOW", "CXR_RAY_PYTHON", "CXR_PRED"}  # the last is our AE title
-=======
-    from cxr_pred.ops.rollout import RolloutSettings
-    known = {f"CXR_{name.upper()}" for name in Settings.model_fields} | {f"CXR_ROLLOUT_{name.upper()}" for name in RolloutSettings.model_fields} | {"CXR_ROOT", "CXR_SLOW", "CXR_RAY_PYTHON"}
->>>>>>> refs/helpers/stack
     used = {f: set(re.findall(r"\bCXR_[A-Z_]+\b", t)) for f, t in text_of_all().items()}
     used["secrets"] = {n.upper() for n in re.findall(r"\b(?:cxr_database_url|cxr_physician_key)\b", text_of_all()["deploy/compose/compose.yaml"])}
     assert {f: n - known for f, n in used.items() if n - known} == {}
