@@ -170,7 +170,8 @@ def build_site(
         (to / page.to).write_text(framed(page, drawn(page, published), groups), encoding="utf-8")
     (to / "style.css").write_text(style(), encoding="utf-8")
     (to / "docs").mkdir(exist_ok=True)
-    for picture in (base / "docs").glob("*.png"): shutil.copyfile(picture, to / "docs" / picture.name)
+    for picture in (base / "docs").iterdir():
+        if picture.suffix in (".png", ".svg"): shutil.copyfile(picture, to / "docs" / picture.name)
     return len(pages)
 
 
