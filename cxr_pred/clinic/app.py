@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PAGE_CSS', 'OPEN_PART', 'PAGE_JS', 'SHOW', 'waiting_card', 'error_card', 'uploads_folder', 'sweep', 'take',
-           'answer_card', 'read', 'follow', 'example_films', 'example_caption', 'theme', 'patient_fields', 'film_side',
-           'film_tab', 'board', 'board_tabs', 'build_page', 'mount']
+           'page_sender', 'answer_card', 'read', 'follow', 'example_films', 'example_caption', 'theme',
+           'patient_fields', 'film_side', 'film_tab', 'board', 'board_tabs', 'build_page', 'mount']
 
 # %% ../../nbs/clinic/app.ipynb #c002
 import os, time
@@ -17,9 +17,11 @@ from typing import get_args
 
 from pydantic import ValidationError
 
+from .auth import Who, clinic_settings, who_is
 from .benefit import BENEFIT_CSS
 from .boards import BOARD_CSS, data_board, drift_board, model_board
 from .desk import desk_tab
+from .door import COOKIE
 from .reading import ReadingRoom
 from .report import CSS, DARK, LIGHT, card_html
 from .study import Patient, Symptom
@@ -80,6 +82,18 @@ def take(
             with suppress(OSError): upload.parent.rmdir()  # unless somebody's upload of the same film is in it
 
 
+def page_sender(
+    room: ReadingRoom,
+    cookies: dict,  # of the request
+) -> Who:
+    "Who drops a film: anybody, unless the clinic wants to know. Raises `InputError` wrong_key (401)."
+    cookie = cookies.get(COOKIE)
+    if cookie: room.check(wait_s=20)
+    who = who_is(room.store, cookie=cookie) if cookie else Who()
+    if clinic_settings().films_need_role and who.role == "patient": raise InputError("wrong_key", "This installation reads films only for those who show who they are.", "Log in first.", status=401)
+    return who
+
+
 def answer_card(room: ReadingRoom, study_id: str, heard: list[str] = ()) -> str:
     "The card of a recorded study, with its pictures and what has been heard of an explanation that is being written."
     return card_html(room.report(study_id), *room.pictures(study_id), link=f"v1/studies/{study_id}", heard=heard)
@@ -92,10 +106,12 @@ def read(
     sex: str | None = None,      # "F" or "M"
     symptoms: list[str] = (),
     complaint: str = "",         # in their own words; the symptoms that it names are kept, the words are not
+    who: Callable[[], Who] = Who,  # says who sends it, or raises
 ) -> tuple[str, str]:  # the card, the study's id; no id where there is no study
     "Read a film and show the answer, or the error."
     try:
-        report = room.predict(film(), Patient(age=(str(age).strip() if age is not None else "") or None, sex=sex or None, symptoms=list(symptoms)).with_words(complaint or ""))
+        sender = who()   # first: whoever may not is refused unread
+        report = room.predict(film(), Patient(age=(str(age).strip() if age is not None else "") or None, sex=sex or None, symptoms=list(symptoms)).with_words(complaint or ""), who=sender)
         return answer_card(room, report.study_id), report.study_id
     except CxrError as e:
         (room.metrics.rejects if isinstance(e, InputError) else room.metrics.failures).labels(e.code).inc()
@@ -205,8 +221,8 @@ def film_tab(room: ReadingRoom) -> None:
         drop, about, gallery = film_side(room, films)
         with gr.Column(scale=3, min_width=320): answer = gr.HTML(waiting_card(), elem_id="answer")
 
-    def dropped(path, *about): return *(read(room, lambda: take(path, uploads), *about) if path else (waiting_card(), "")), None
-    def chosen(event: gr.SelectData, *about): return read(room, lambda: films[event.index].read_bytes(), *about)
+    def dropped(path, age, sex, symptoms, complaint, request: gr.Request): return *(read(room, lambda: take(path, uploads), age, sex, symptoms, complaint, lambda: page_sender(room, request.cookies)) if path else (waiting_card(), "")), None
+    def chosen(age, sex, symptoms, complaint, event: gr.SelectData, request: gr.Request): return read(room, lambda: films[event.index].read_bytes(), age, sex, symptoms, complaint, lambda: page_sender(room, request.cookies))
     def explained(study_id): yield gr.skip(); yield from follow(room, study_id)  # a generator that yields nothing would empty the card
     show = dict(fn=None, js=SHOW, queue=False)
     after = dict(inputs=study, outputs=answer, show_progress="hidden", concurrency_limit=16, api_visibility="private")

@@ -17,11 +17,11 @@ from .words import STRINGS as S
 from ..data.images import Film
 from ..vision.classify import heat_overlay
 
-# %% ../../nbs/clinic/viewer.ipynb #5164fd14
+# %% ../../nbs/clinic/viewer.ipynb #2bd23639
 VIEWER = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string("""
 <div class="cxr view" data-zoom="1" style="--aspect:{{ aspect }};--zoom:1">
 <svg width="0" height="0" style="position:absolute" aria-hidden="true"><filter id="cxr-window" color-interpolation-filters="sRGB"><feComponentTransfer>{% for c in 'RGB' %}<feFunc{{ c }} type="linear" slope="1" intercept="0"/>{% endfor %}</feComponentTransfer></filter></svg>
-<div class="scroll" tabindex="0" aria-label="{{ s.title }}"><div class="sheet"><img class="plain" src="{{ film }}" alt="{{ s.title }}" draggable="false">{% if over %}<img class="over" src="{{ over }}" alt="" draggable="false">{% endif %}
+<div class="scroll" tabindex="0" role="region" aria-label="{{ s.title }}"><div class="sheet"><img class="plain" src="{{ film }}" alt="{{ s.title }}" draggable="false">{% if over %}<img class="over" src="{{ over }}" alt="" draggable="false">{% endif %}
 {% for x, y, w, h in marks %}<div class="box theirs" style="left:{{ 100 * x }}%;top:{{ 100 * y }}%;width:{{ 100 * w }}%;height:{{ 100 * h }}%"></div>{% endfor %}</div></div>
 <div class="tools">
 <label>{{ s.window }}<input type="range" name="window" min="5" max="200" value="100"></label><label>{{ s.level }}<input type="range" name="level" min="0" max="100" value="50"></label>

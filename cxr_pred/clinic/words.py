@@ -128,7 +128,7 @@ ENGLISH = {
         "who": "{name} ({role})", "list": "Worklist", "which": "Show", "states": {"open": "what needs somebody", "unread": "not read yet", "second": "wants a second reader", "adjudication": "wants a decision", "closed": "closed"},
         "more": "Further down the list", "top": "Refresh", "empty": "Nothing waits here.", "find": "Or open a study by its number",
         "line": "{state}{urgent} · {about} · {since}", "urgent": ", urgent", "nothing_known": "nothing known", "waits": {"unread": "unread", "second": "second reader", "adjudication": "decision", "closed": "closed", "no_film": "no film"},
-        "minutes": "{n} min", "hours": "{n} h", "days": "{n} d", "failed": "Something went wrong on our side. Try it again in a moment.", "choose": "Choose a study from the list.", "study": "Study {id}",
+        "minutes": "{n} min", "hours": "{n} h", "days": "{n} d", "failed": "Something went wrong on our side. Try it again in a moment.", "choose": "Choose a study from the list.",
         "yours": "Your reading", "yours_note": "The model's answer is not on this page yet.", "decide": "Your decision", "decide_note": "The readings so far differ. They stand below, the model's among them.",
         "again": "Correct or add to it", "again_note": "The model's answer is open now. Below stands the explanation that the patient reads; what you change is kept beside it, for the next model. Another reading than the last one opens a closed study again.",
         "wait": "You have read this study. A second physician must read it now.",
@@ -150,12 +150,12 @@ ENGLISH = {
     },
     "board": {
         "not_in_bundle": "The bundle that is served does not hold {name}, so nothing can be said here.", "not_measured": "not measured", "profile_sample": "This model was trained and measured on drawings. Its numbers say that the pipeline works, and nothing about patients.",
-        "data": "What it has learned from", "films": "films", "kept": "{n} films were kept of {seen} files.", "apart": "Units in two splits: {n}. A unit is everything that may belong to one patient or one picture.", "by_class": "By class", "by_source": "By source", "splits": {"train": "train", "val": "validation", "test": "test"},
+        "data": "What it has learned from", "kept": "{n} films were kept of {seen} files.", "apart": "Units in two splits: {n}. A unit is everything that may belong to one patient or one picture.", "by_class": "By class", "by_source": "By source", "splits": {"train": "train", "val": "validation", "test": "test"},
         "not_kept": "Not kept", "source": "source", "class": "class", "why": "why", "files": "files", "duplicates": "{exact} groups of exact copies and {near} of near ones were found; a group stays on one side of the split.", "no_patients": "Counts only: no film and no patient's number is in the bundle.",
         "model": "What is served", "version": "Version", "bundle": "Bundle", "engine": "Engine", "profile": "Profile", "commit": "Source code", "right": "How often it is right", "right_note": "On test films that nothing was fitted to. In brackets 95 % intervals.", "accuracy": "accuracy", "balanced": "balanced accuracy", "auroc": "macro AUROC", "n": "films", "all": "all", "sensitivity": "sensitivity", "specificity": "specificity",
         "calibration": "How far its confidence can be believed", "calibration_note": "The confidence is off by {ece} on average (expected calibration error). Prediction sets that promise to hold the truth in {target} of 100 films held it in {coverage}. It answers {answered} of 100 films; of those it is right in {right}. Temperature {temperature}.",
         "gates": "Goals", "goal": "goal", "measured": "measured", "wants": "wants", "met": {"true": "met", "false": "missed", "timed": "depends on the machine", "not measured": "not measured"},
-        "drift": "Drift", "drift_unknown": "Nothing is known: no drift watch reports to this service.", "card": "The whole model card", "since": "since this service started",
+        "drift": "Drift", "drift_unknown": "Nothing is known: no drift watch reports to this service.", "card": "The whole model card",
     },
 }
 
