@@ -85,7 +85,7 @@ class Original(Base):
 class Signals(Base):
     "What is kept of a film to see drift by: its measurements, no picture (`vision.signals`)."
     __tablename__ = "signals"
-    study_id: Mapped[str] = mapped_column(ForeignKey("studies.id"), primary_key=True)
+    study_id: Mapped[str] = mapped_column(ForeignKey("studies.id", ondelete="CASCADE"), primary_key=True)
     body: Mapped[dict] = mapped_column(JSON)                              # {stats, features, ood}
 
 

@@ -14,4 +14,4 @@ revision, down_revision, branch_labels, depends_on = "0004", "0003", None, None
 
 def upgrade() -> None:
     "Make the table of signals, empty."
-    op.create_table("signals", sa.Column("study_id", sa.String(32), sa.ForeignKey("studies.id"), primary_key=True), sa.Column("body", sa.JSON(), nullable=False))
+    op.create_table("signals", sa.Column("study_id", sa.String(32), sa.ForeignKey("studies.id", ondelete="CASCADE"), primary_key=True), sa.Column("body", sa.JSON(), nullable=False))
