@@ -8,7 +8,7 @@ __all__ = ['NEWEST', 'connect', 'new_id', 'is_id', 'no_study', 'secret_key', 'fi
 
 # %% ../nbs/01_store.ipynb #c002
 import hashlib, hmac, io, os, re, secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -145,6 +145,7 @@ class Store:
         actor: str = "anybody",    # who sent it, for the log
         once: Once | None = None,  # the request that must not be done twice
         sealed: Sealed | None = None,  # the original, where originals are kept
+        beside: Sequence = (),     # rows of other tables that are kept with the study, or not at all
     ) -> str:
         "Keep a film and its rows; when this returns, all is on the disk. Return the study's id, an earlier one where the request was done before."
         parts = {film_name(study.id): film_png(pixels)} | ({original_name(study.id): sealed.data} if sealed else {})
@@ -156,6 +157,7 @@ class Store:
             with self.writing() as s:
                 if study.bundle_hash: self._know_model(s, study)
                 s.add(study)
+                if beside: s.flush(); s.add_all(beside)   # the study's own row first: theirs point to it
                 if once: s.flush(); s.add(Asked(id=once.id, body=once.body, study_id=study.id))
                 append(s, actor, "study.recorded", self.subject(study.id), status=study.status)
         except BaseException as e:

@@ -166,6 +166,16 @@ def test_a_backup_goes_back_into_either_database(store, new_database, postgres, 
         back.close()
 
 
+def test_a_film_is_kept_with_its_origin_or_not_at_all(store):
+    row = lambda i, **kw: DicomSource(**dict(study_id=i, study_uid="1.2", series_uid="1.3", sop_uid="1.4", sop_class="1.5", modality="CR", content="hash") | kw)
+    new = lambda i: Study(id=i, status="ok", reason_code="ok", explanation_status="off", bundle_hash="b")
+    good, bad = new_id(), new_id()
+    store.add_study(new(good), FILM, beside=[row(good)])
+    with pytest.raises(DBAPIError): store.add_study(new(bad), FILM, beside=[row(bad, content=None)])
+    with store.session() as s: assert [r.study_id for r in s.scalars(select(DicomSource))] == [good]
+    assert pytest.raises(InputError, store.study, bad) and list(store.place.names()) == [f"{good}.png"]
+
+
 def test_old_studies_end(store):
     from datetime import timedelta
     from cxr_pred.database import now

@@ -100,8 +100,8 @@ class Intake:
         return Receipt(head.origin.sop_class, head.origin.sop_uid, study_id, "again")
 
     def _read(self, data: bytes, head) -> Receipt:
-        report = self.room.predict(data, patient_ref=head.identity.get("PatientID"))
-        rows = [source_row(report.study_id, head.origin, content_hash(self.room.store, data))] + ([self.outbox.row(report.study_id)] if self.outbox.peer else [])
-        with self.room.store.session() as s: s.add_all(rows); s.commit()
+        self.room.check(wait_s=20)
+        rows = lambda study_id: [source_row(study_id, head.origin, content_hash(self.room.store, data))] + ([self.outbox.row(study_id)] if self.outbox.peer else [])
+        report = self.room.predict(data, patient_ref=head.identity.get("PatientID"), beside=rows)   # one transaction: a film is known with its origin, or not at all
         self.outbox.announce(report.study_id, head.identity)
         return Receipt(head.origin.sop_class, head.origin.sop_uid, report.study_id)

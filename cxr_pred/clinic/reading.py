@@ -7,6 +7,7 @@ __all__ = ['Fraction', 'Box', 'Metrics', 'study_row', 'report_of', 'heat_of', 'A
 
 # %% ../../nbs/clinic/reading.ipynb #c002
 import hashlib, io, queue, threading, time
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -172,6 +173,7 @@ class ReadingRoom:
         explain: bool = True,
         who: Who = Who(),                # who sends it
         key: str | None = None,          # an Idempotency-Key: the same request is done once
+        beside: Callable[[str], list] | None = None,  # rows that are kept with the study, made for its id
     ) -> Report:
         "Read a film and record it. Raises `InputError` for what cannot be decoded, `SetupError`: busy, no_worker, store_unavailable."
         self.check(wait_s=20)
@@ -183,7 +185,7 @@ class ReadingRoom:
             if asks and self.waiting.qsize() < self.most_waiting: report = report.model_copy(update={"explanation_status": "pending"})
             elif explain: report = report.explained(self.explain(report, "llm_busy" if asks else ""))
             row = study_row(report, seen.heat, self.store.patient_hash(patient_ref), urgency(self.facts, report.case()), signals(film.pixels, seen.features, seen.finding and seen.ood))
-            try: kept = self.store.add_study(row, film.pixels, who.actor, once, self.safe and self.safe.seal(report.study_id, data))
+            try: kept = self.store.add_study(row, film.pixels, who.actor, once, self.safe and self.safe.seal(report.study_id, data), beside(report.study_id) if beside else ())
             except (SQLAlchemyError, OSError) as e:  # the database, or a full disk
                 log.exception("a study could not be recorded")
                 raise SetupError("store_unavailable", "The record could not be kept, so there is no answer.", "Ask again in a moment.") from e
