@@ -126,7 +126,9 @@ ci: setup deploy-checks
 	@deploy/ci/package.sh
 	@deploy/ci/staging.sh
 
+# uv remembers what setup.py asked for by the file's time, and does not see that settings.ini changed
 lock: setup
+	@touch setup.py
 	@$(ENV) uv pip compile --quiet --generate-hashes --no-header --python-version 3.11 --all-extras --output-file requirements.lock setup.py
 
 deploy-locks: setup

@@ -3,6 +3,8 @@
 set -eu
 cd "$(dirname "$0")/../../.."
 here=deploy/docker/requirements
+# uv remembers what setup.py asked for by the file's time, and does not see that settings.ini changed
+touch setup.py
 torch="torch torchvision triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cccl nvidia-cuda-cupti nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx"
 without=""
 for name in $torch; do without="$without --no-emit-package $name"; done
