@@ -119,7 +119,7 @@ def gone_back(r, traffic, begun):
     "Wait for the rollback; seconds from the fault to the decision and to the last film that was sent to the canary."
     eventually(lambda: r.status().stage == "settled", 120)
     decided = time.monotonic()
-    n = len(traffic.answers); eventually(lambda: len(traffic.answers) > n + 100, 60)
+    n = len(traffic.answers); eventually(lambda: len(traffic.answers) > n + 100 and traffic.answers[-1][0] > decided + 1.5, 60)
     answers = traffic.stop()
     last = max(a for a, _, _, who in answers if who == "canary")
     return decided - begun, last - begun, answers
