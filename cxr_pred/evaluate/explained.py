@@ -76,7 +76,7 @@ def write_texts(
     Path(path).write_text("".join(json.dumps(d, ensure_ascii=False) + "\n" for d in done), encoding="utf-8")  # without a line that was cut off
     lines = {d["key"]: d for d in done}
     todo = [i for i, p in enumerate(prompts) if key_of(p) not in lines]
-    for at in (bar := tqdm(range(0, len(todo), batch), desc="texts", unit="batch")):
+    for at in tqdm(range(0, len(todo), batch), desc="texts", unit="batch"):
         group, listening = todo[at:at + batch], Listening(writer)
         said = explain(listening, [cases[i] for i in group], facts, batch=batch)
         with open(path, "a", encoding="utf-8") as f:
