@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INTENDED', 'SAMPLE', 'LIMITS', 'CLINICAL_LIMITS', 'head', 'data_section', 'plain', 'words_paragraph',
-           'training_section', 'accuracy_section', 'shortcut_section', 'severity_sentence', 'failure_section',
-           'language_section', 'limits_section', 'model_card']
+           'training_section', 'accuracy_section', 'shortcut_section', 'pair_section', 'severity_sentence',
+           'failure_section', 'language_section', 'limits_section', 'model_card']
 
 # %% ../../nbs/evaluate/card.ipynb #c002
 from ..data.fetch import DATASETS
@@ -110,6 +110,21 @@ def shortcut_section(vit: dict) -> str:
     table = markdown_table([f"what it was shown, {s['n']} test films", "accuracy"], rows)
     return f"## What it leans on\n\n{table}\n\n{words} {probe}\n"
 
+# %% ../../nbs/evaluate/card.ipynb #q1e91c48
+def pair_section(
+    vit: dict,   # metrics/vit.json
+) -> str:
+    "What the two networks say together, beside the accurate one alone; empty where one network reads every film."
+    if not (p := vit.get("pair")): return ""
+    rows = [[k, v["n"], share(v["alone"]), share(v["accurate"]), share(v["pair"])] for k, v in (p["sources"] | {f"{n} (seen by nobody)": o for n, o in p.get("outside", {}).items()}).items()]
+    g = p["gain"]
+    return f"""## As it is served
+
+Two networks: a quick one looks first, and where it is sure enough its answer stands; the accurate one reads the rest, and every film whose place or severity it was taught. The numbers above are the accurate network's. Of the test films the quick one answers {share(p["alone"])} alone, {share(p["right_alone"])} of them rightly. Together they are right on {with_interval(p["score"]["accuracy"])}, that is {100 * g["value"]:+.1f} points ({100 * g["low"]:+.1f} to {100 * g["high"]:+.1f}) against the accurate one alone; macro AUROC {area(p["score"]["macro_auroc"])}, expected calibration error {p["score"]["ece"]:.3f}, prediction sets that hold the true class {share(p["coverage"])}. The quick one alone would be right on {with_interval(vit["edge"]["accuracy"])}.
+
+{markdown_table(["films", "n", "answered by the quick one", "right, accurate alone", "right, both"], rows)}
+"""
+
 # %% ../../nbs/evaluate/card.ipynb #c016
 def severity_sentence(
     s: dict | None,  # of metrics/vit.json
@@ -179,6 +194,6 @@ def model_card(
     gates: dict | None = None,        # metrics/gates.json
 ) -> str:
     "The whole card, Markdown. It names no version, time or commit, so that equal models have equal cards."
-    sections = (head(profile, train["model"]), goals_section(gates), data_section(etl), training_section(train, llm), accuracy_section(vit), validation_section(vit), shortcut_section(vit), real_section(vit), whom_section(vit), failure_section(vit),
+    sections = (head(profile, train["model"]), goals_section(gates), data_section(etl), training_section(train, llm), accuracy_section(vit), *([pair_section(vit)] if vit.get("pair") else []), validation_section(vit), shortcut_section(vit), real_section(vit), whom_section(vit), failure_section(vit),
                 behaviour_section(vit), limbs_section(vit), outside_section(vit), language_section(llm_metrics), limits_section(profile), tripod_section())
     return "\n".join(sections) + f"\nThe ten classes: {'; '.join(f'{l}, {NAMES[l]}' for l in LABELS)}.\n"

@@ -98,7 +98,7 @@ def newest_studies(
 def signals_of(
     row: Study,
     store: Store,
-    classifier=None,  # a `Classifier` that reads kept films again for their features; None: grey levels only
+    classifier=None,  # a `Classifier` that reads kept films again for their features, by the network that sees every film; None: grey levels only
 ) -> tuple[dict | None, str]:
     "What is known of a study's film, and from where: kept, measured_again, read_again, or nothing where the film is gone."
     if row.signals: return row.signals, "kept"
@@ -106,7 +106,7 @@ def signals_of(
     except CxrError: return None, "nothing"
     ood = (row.finding or {}).get("ood_score")
     if classifier is None or row.finding is None: return signals(pixels, None, ood), "measured_again"
-    return signals(pixels, classifier.outputs(classifier.prepare(pixels)[None])["features"][0], ood), "read_again"
+    return signals(pixels, classifier.first.outputs(classifier.prepare(pixels)[None])["features"][0], ood), "read_again"
 
 
 def store_films(
@@ -310,15 +310,10 @@ def run_films(
     from concurrent.futures import ThreadPoolExecutor
     from cxr_pred.data.archive import film_bytes
     from cxr_pred.data.images import decode
-    from cxr_pred.vision.classify import decide, refuse
-
     def read(path: str) -> dict:
         film = decode(film_bytes(Path(raw), path))
-        if why := refuse(film, classifier.calibration): return {"signals": signals(film.pixels), "probabilities": None, "reason_code": why}
-        out = classifier.outputs(classifier.prepare(film.pixels)[None])
-        p, ood = classifier.probabilities(out["logits"][0]), float(out["ood"][0])
-        status, why = decide(p, ood, classifier.calibration)
-        return {"signals": signals(film.pixels, None if status == "rejected" else out["features"][0], None if status == "rejected" else ood), "probabilities": None if status == "rejected" else dict(zip(LABELS, p.tolist())), "reason_code": why, "status": status}
+        r = classifier.classify(film)
+        return {"signals": signals(film.pixels, r.features, r.finding and r.ood), "probabilities": r.finding and r.finding.probabilities, "reason_code": r.reason_code, "status": r.status}
 
     with ThreadPoolExecutor(workers) as pool: rows = list(pool.map(read, manifest.path))
     for row, age in zip(rows, manifest.age): row["age"] = None if pd.isna(age) else float(age)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['nll', 'fit_temperature', 'reliability', 'ece', 'conformal_quantile', 'sets', 'ood_limits', 'calibrate',
-           'calibration_scores', 'reliability_table']
+           'calibration_scores', 'sure_from', 'reliability_table']
 
 # %% ../../nbs/vision/calibrate.ipynb #c002
 import math
@@ -124,6 +124,27 @@ def calibration_scores(
                     "nll_before": nll(logits, truth), "nll_after": nll(logits, truth, calibration["temperature"]), "accuracy": right.mean(),
                     "coverage": held[np.arange(len(truth)), truth].mean(), "mean_set_size": held.sum(1).mean(),
                     "answered": ok.mean(), "accuracy_answered": right[ok].mean() if ok.any() else None, "reasons": reasons.value_counts(normalize=True).to_dict()})
+
+# %% ../../nbs/vision/calibrate.ipynb #qe698712
+def sure_from(
+    quick: np.ndarray,     # (n, 10) calibrated probabilities of validation films by the quick network
+    stands: np.ndarray,    # (n,) bool: its answer would be given, and may stand
+    accurate: np.ndarray,  # (n, 10) of the accurate one
+    truth: np.ndarray,     # (n,) class numbers
+    limit: float = 0.01,   # accuracy, 0 to 1, that the pair may lose
+) -> dict | None:
+    "The least probability from which on the quick network answers alone, with its share of the films and what the pair loses (and at most, with 95 % confidence); None where no border holds the limit."
+    p, n = np.where(stands, quick.max(1), -1.0), len(truth)
+    order = np.argsort(-p, kind="stable")
+    worse = np.cumsum(((accurate.argmax(1) == truth).astype(int) - (quick.argmax(1) == truth))[order])
+    differ = np.cumsum(((accurate.argmax(1) == truth) != (quick.argmax(1) == truth))[order])
+    most = (worse + 1.645 * np.sqrt(differ + 1 - worse ** 2 / (n + 2))) / (n + 2)
+    bad = np.flatnonzero((most > limit) | (p[order] < 0))
+    k = int(bad[0]) if len(bad) else n
+    if not k: return None
+    border = math.ceil(p[order][k - 1] * 1e4) / 1e4   # upwards, since files are rounded
+    k = int((p >= border).sum())
+    return rounded({"probability": border, "share": k / n, "loss": worse[k - 1] / n, "loss_at_most": most[k - 1], "limit": limit, "n": n}) if k else None
 
 # %% ../../nbs/vision/calibrate.ipynb #c016
 def reliability_table(

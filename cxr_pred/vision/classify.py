@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'HEAT_COLOURS', 'find_bundle', 'Bundle', 'load_bundle', 'softmax', 'prediction_set', 'decide', 'refuse',
-           'Result', 'Classifier', 'heat_overlay']
+           'Result', 'Look', 'Classifier', 'heat_overlay']
 
 # %% ../../nbs/vision/classify.ipynb #c002
 import hashlib, logging, time
@@ -121,10 +121,21 @@ class Result:
     heat: np.ndarray | None = None   # (16, 16) float32: the chance that the lesion is here, or, for a class without outlines in training, what each patch adds to the logit; may be negative
     ood: float | None = None         # distance from the training films; None where the model did not run
     timings: dict[str, float] = field(default_factory=dict)  # milliseconds
-    features: np.ndarray | None = field(default=None, compare=False, repr=False)  # (D,) what the network saw, for `vision.signals`; None for a rejected picture
+    features: np.ndarray | None = field(default=None, compare=False, repr=False)  # (D,) what the first network saw, for `vision.signals`; None for a rejected picture
+    network: str = "small"           # which answered: small or edge
 
 # %% ../../nbs/vision/classify.ipynb #c021
-SIZES = ("small", "edge")  # the accurate network, and the quick one in the bundle's folder edge/
+SIZES = ("both", "small", "edge")  # the quick one first and the accurate one where it is not sure; the accurate one alone; the quick one alone, in the bundle's folder edge/
+
+
+@dataclass(frozen=True)
+class Look:
+    "What one network says of one film."
+    out: dict[str, np.ndarray]  # its outputs, of a batch of one
+    p: np.ndarray               # (10,) calibrated probabilities
+    ood: float                  # distance from the training films
+    status: Status
+    reason_code: ReasonCode
 
 
 class Classifier:
@@ -134,12 +145,15 @@ class Classifier:
         bundle: Path | None = None,  # its folder; `find_bundle()` if None
         engine: str | None = None,   # file name of the model; the calibration's if None
         threads: int = 0,            # a film; 0: `settings().threads`
-        size: str = "small",         # one of SIZES
+        size: str = "",              # one of SIZES; empty: what the bundle was calibrated for
     ):
         self.bundle = load_bundle(bundle)
         if self.bundle.json("labels.json") != list(LABELS): raise SetupError("other_labels", f"{self.bundle.path} was made for other classes.", "Make it again with this version.")
         self.preprocessing = preparation(self.bundle.json("preprocessing.json"))
-        self.size, self.calibration, self.fallback = size, self.calibration_of(size), ""
+        self.size, self.fallback = size or ("small" if engine else self.usual_size()), ""
+        self.calibration = self.calibration_of(self.size)
+        self.quick = Classifier(self.bundle.path, threads=threads, size="edge") if self.size == "both" else None
+        if self.quick and "sure" not in self.quick.calibration: raise SetupError("no_such_model", f"The quick network of {self.bundle.path} has no border of sureness.", "Make the bundle again, or serve it with --model small.")
         self.engine = engine or self.calibration["engine"]
         try: self.session = open_engine(self.bundle.read, self.engine, threads or settings().threads)
         except SetupError as e:
@@ -154,9 +168,23 @@ class Classifier:
         size: str,  # one of SIZES
     ) -> dict:
         "The numbers of one of the bundle's networks. Raises `SetupError` for one that it does not hold."
-        name = {"small": "calibration.json", "edge": "edge/calibration.json"}.get(size)
+        name = {"both": "calibration.json", "small": "calibration.json", "edge": "edge/calibration.json"}.get(size)
         if name not in self.bundle.manifest["files"]: raise SetupError("no_such_model", f"{self.bundle.path} holds no model {size!r}.", f"Choose one of {', '.join(SIZES)}; edge is there where the stage export_vit made it (export_vit.edge).")
         return self.bundle.json(name)
+
+    def usual_size(self) -> str:
+        "How the bundle is meant to be read: both networks where the quick one has its border of sureness, else small."
+        return "both" if "edge/calibration.json" in self.bundle.manifest["files"] and "sure" in self.calibration_of("edge") else "small"
+
+    @property
+    def first(self) -> "Classifier":
+        "The network that sees every film."
+        return self.quick or self
+
+    @property
+    def usual(self) -> bool:
+        "Whether films are read as those of the bundle's drift reference were."
+        return self.size == self.usual_size()
 
     @property
     def bundle_hash(self) -> str: return self.bundle.hash
@@ -198,14 +226,29 @@ class Classifier:
         if reason := refuse(film, self.calibration): return Result("rejected", reason)
         x = self.prepare(film.pixels)
         ready = time.perf_counter()
+        first = self.first.look(x)
+        by = self.quick if self.quick and self.quick.is_sure(first) else self
+        seen = first if by is self.quick or not self.quick else self.look(x)
+        times, network = {"preprocess_ms": 1000 * (ready - start), "model_ms": 1000 * (time.perf_counter() - ready)}, "edge" if by.size == "edge" else "small"
+        if seen.status == "rejected": return Result(seen.status, seen.reason_code, ood=seen.ood, timings=times, network=network)
+        label = LABELS[int(seen.p.argmax())]
+        heat = self.on_film(seen.out["heat"][0, seen.p.argmax()], *film.size)
+        grade = by.severity(seen.out["severity"][0], label) if "severity" in seen.out else "unknown"
+        flags = film.flags + [q for q in quality_flags(film.pixels) if q not in film.flags]
+        return Result(seen.status, seen.reason_code, by.finding(seen.p, seen.ood, heat, flags, grade), heat, seen.ood, times, first.out["features"][0], network)
+
+    def look(self,
+        x: np.ndarray,  # (S, S) uint8, prepared
+    ) -> Look:
+        "What this network, and no other, says of a prepared film."
         out = self.outputs(x[None])
-        times = {"preprocess_ms": 1000 * (ready - start), "model_ms": 1000 * (time.perf_counter() - ready)}
         p, ood = self.probabilities(out["logits"][0]), float(out["ood"][0])
-        status, reason = decide(p, ood, self.calibration)
-        if status == "rejected": return Result(status, reason, ood=ood, timings=times)
-        heat = self.on_film(out["heat"][0, p.argmax()], *film.size)
-        grade = self.severity(out["severity"][0], LABELS[int(p.argmax())]) if "severity" in out else "unknown"
-        return Result(status, reason, self.finding(p, ood, heat, film.flags + [q for q in quality_flags(film.pixels) if q not in film.flags], grade), heat, ood, times, out["features"][0])
+        return Look(out, p, ood, *decide(p, ood, self.calibration))
+
+    def is_sure(self, seen: Look) -> bool:
+        "Whether a quick network's answer stands without the accurate one's."
+        sure = self.calibration["sure"]
+        return seen.status == "ok" and bool(seen.p.max() >= sure["probability"]) and LABELS[int(seen.p.argmax())] in sure["labels"]
 
     def severity(self,
         logits: np.ndarray,  # (3,): at least mild, moderate, severe

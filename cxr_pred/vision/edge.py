@@ -103,6 +103,7 @@ def distil(
     weight_decay: float = 0.05,
     ema: float = 0.99,        # decay of the running mean, a step
     place: float = 0.1,       # weight of the lesion's place
+    mix: float = 0.5,         # share of batches whose films are laid over one another, and where the teacher alone is asked
     seed: int = 0,
     bf16: bool = False,
     **loss,                   # soft, temperature, hints: see `teaching_loss`
@@ -118,17 +119,19 @@ def distil(
     steps = epochs * len(batches)
     pace = torch.optim.lr_scheduler.LambdaLR(opt, lambda i: min((i + 1) / (0.1 * steps + 1), 0.5 + 0.5 * float(np.cos(np.pi * i / steps))))
     tuned = own + added
-    mean, curve = [p.detach().clone() for p in tuned], []
+    mean, curve, dice = [p.detach().clone() for p in tuned], [], np.random.default_rng(seed)
     for k in tqdm(range(epochs), desc="distil"):
         total = torch.zeros((), device=device)
         for x, y, marks in batches.epoch(k):
+            mixed = dice.random() < mix
+            if mixed: x = torch.lerp(x.flip(0), x, float(dice.uniform(0.5, 1)))
             with torch.autocast(kind, torch.bfloat16, enabled=bf16):
                 with torch.no_grad(): its_logits, its, _ = teacher(x)
                 seen = student.stem(x, student.sight)
                 f = norm(student.features(student.rest(seen, student.sight)).float())
                 logits, hint, z = head(f), guess(f), where(F.layer_norm(seen[:, student.net.num_prefix_tokens:], seen.shape[-1:]))[..., 0]
-            off = teaching_loss(logits.float(), hint.float(), y, its_logits.float(), (its - teacher.f_mean) / teacher.f_scale, **loss)
-            if marks is not None and place:
+            off = teaching_loss(logits.float(), hint.float(), y, its_logits.float(), (its - teacher.f_mean) / teacher.f_scale, **loss | ({"soft": 1.0} if mixed else {}))
+            if marks is not None and place and not mixed:
                 m = F.adaptive_max_pool2d(marks.float(), side).flatten(1) > 0
                 there = m.any(1)
                 off = off + place * (-z.float().log_softmax(1).masked_fill(~(m | ~there[:, None]), -torch.inf).logsumexp(1) * there).sum() / there.sum().clamp_min(1)
