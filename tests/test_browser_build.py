@@ -148,7 +148,7 @@ def compared(said, film, r, classifier, facts=None, rounds=False):
 def test_a_hundred_films_without_rounding(browser, films, tmp_path):
     "The toy's network does not round, so that everything but it must agree: decoder, preparation, rules, flags, zones, words."
     bundle, films = toy_bundle(tmp_path / "bundle", FACTS), films | {"wide": encoded(wide())}
-    classifier, facts, seen = Classifier(bundle), load_facts(FACTS), set()
+    classifier, facts, seen = Classifier(bundle, size="small"), load_facts(FACTS), set()
     with reader(browser, bundle, tmp_path / "page") as read:
         wait, ours = read(films.values()), read_here(classifier, films.values())
         answers = wait()
@@ -228,7 +228,7 @@ def check_int8(read, classifier, files, slack=1e-3):
 @pytest.fixture(scope="module")
 def released(browser, tmp_path_factory):
     bundle = ROOT / "models" / "release"
-    with reader(browser, bundle, tmp_path_factory.mktemp("released") / "page") as read: yield read, Classifier(bundle)
+    with reader(browser, bundle, tmp_path_factory.mktemp("released") / "page") as read: yield read, Classifier(bundle, size="small")
 
 
 @here
@@ -288,7 +288,7 @@ def test_proportions_kept_and_threads(browser, tmp_path, films):
     bundle = toy_bundle(tmp_path / "bundle", FACTS)
     write_json(bundle / "preprocessing.json", read_json(bundle / "preprocessing.json") | {"resize": "letterbox"})
     names = read_json(bundle / "manifest.json"); names["files"]["preprocessing.json"] = sha256_file(bundle / "preprocessing.json"); write_json(bundle / "manifest.json", names)
-    classifier, some = Classifier(bundle), dict(list(films.items())[::9])
+    classifier, some = Classifier(bundle, size="small"), dict(list(films.items())[::9])
     with reader(browser, bundle, tmp_path / "page", Isolated) as read: answers = read(some.values())()
     for (film, r), said in zip(read_here(classifier, some.values()), answers):
         apart = compared(said, film, r, classifier)
@@ -370,7 +370,7 @@ def test_the_heatmap_is_the_servers(browser, tmp_path):
             return [[c.height, c.width], btoa(Array.from(x.getImageData(0, 0, c.width, c.height).data, v => String.fromCharCode(v)).join(''))]; }""")
         page.close()
     film = decode(data)
-    wanted = np.asarray(heat_overlay(film.pixels, Classifier(bundle).classify(film).heat), int)
+    wanted = np.asarray(heat_overlay(film.pixels, Classifier(bundle, size="small").classify(film).heat), int)
     seen = np.frombuffer(base64.b64decode(seen), np.uint8).reshape(*size, 4)[..., :3].astype(int)
     assert seen.shape == wanted.shape and abs(seen - wanted).max() <= 3 and (wanted[..., 0] - wanted[..., 2]).max() > 60, "and there is something to see"
 
