@@ -215,7 +215,7 @@ def log_as(ecs: bool, service: str) -> None:
 
 @cli.command()
 def serve(host: str = HOST, port: int = PORT, ui: bool = typer.Option(True, "--ui/--no-ui", help="with the page at /"), dicom_port: int = typer.Option(None, help="listen for DICOM (C-STORE, C-ECHO) too; 0: any that is free; CXR_DICOM_* say the rest"), ecs: bool = ECS,
-          model: str = typer.Option("small", help="small, or edge: quicker and 3.5 points less accurate, where the bundle holds it")):
+          model: str = typer.Option("", help="small (accurate), edge (quick), or both: the quick one first, the accurate one where that is not sure; as the bundle was calibrated if not given")):
     "Serve REST and the page; explanations come from CXR_LLM_URL, or from reviewed sentences."
     with plainly():
         log_as(ecs, "cxr-reader")

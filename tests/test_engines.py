@@ -10,11 +10,13 @@ import pytest
 from cxr_pred.clinic.doctor import one_film
 from cxr_pred.clinic.reading import ReadingRoom
 from cxr_pred.core import read_json, reload_settings, root, sha256_file, write_json
-from cxr_pred.data.images import Film
-from cxr_pred.store import Store
+from cxr_pred.data.images import Film, decode
+from cxr_pred.data.labels import LABELS
+from cxr_pred.store import Store, film_png
+from cxr_pred.tables import Study
 from cxr_pred.vision.classify import Classifier
 from cxr_pred.vision.engine import openvino_package
-from cxr_pred.vision.toy import toy_bundle, toy_onnx
+from cxr_pred.vision.toy import toy_bundle, toy_onnx, toy_patterns
 
 FACTS = root() / "nbs" / "language" / "facts.yaml"
 
@@ -53,7 +55,8 @@ asked = []
 for name in ("connect", "connect_ex"): setattr(socket.socket, name, lambda self, address: asked.append(address) or 1)
 socket.getaddrinfo = lambda *a, **k: asked.append(a) or []
 import numpy as np
-from cxr_pred.data.images import Film
+from cxr_pred.data.images import Film, decode
+from cxr_pred.data.labels import LABELS
 from cxr_pred.vision.classify import Classifier
 c = Classifier(Path(sys.argv[1]), threads=1)
 r = c.classify(Film(np.random.default_rng(0).integers(0, 256, (256, 256), dtype=np.uint8)))
@@ -104,3 +107,26 @@ def test_serve_refuses_a_model_that_the_bundle_lacks(tmp_path):
     r = subprocess.run([sys.executable, "-m", "cxr_pred.cli", "serve", "--port", "0", "--no-ui", "--model", "edge"], env=env, cwd=root(), capture_output=True, text=True, timeout=300)
     assert r.returncode == 1 and "no_such_model" in r.stderr + r.stdout, r.stderr[-2000:]
     assert "X-ray reader: http" not in r.stdout, "nothing listens"
+
+
+def test_the_pair_is_what_is_served_and_what_was_asked_instead_is_not_watched(with_edge, tmp_path):
+    its = with_edge / "edge/calibration.json"
+    write_json(its, read_json(its) | {"temperature": 1.0, "sure": {"probability": 0.9, "labels": list(LABELS)}})
+    sealed(with_edge)
+    at = lambda i: np.clip(128 + 100 * np.kron(toy_patterns()[i], np.ones((16, 16))) + np.random.default_rng(i).normal(0, 4, (256, 256)), 0, 255).astype(np.uint8)
+    films = [film_png(at(i)) for i in range(8)]
+    told = {}
+    for size in ("", "small"):
+        room = ReadingRoom(Classifier(with_edge, size=size), store := Store(f"sqlite:///{tmp_path}/{size}.db", tmp_path / f"s{size}")).open()
+        try:
+            reports = [room.predict(f, explain=False) for f in films]
+            by = {n: room.metrics.registry.get_sample_value("cxr_networks_total", {"network": n}) or 0 for n in ("edge", "small")}
+            with store.session() as s: kept = [s.get(Study, r.study_id).signals["features"] for r in reports]
+            told[size] = room.classifier.size, reports, by, kept
+        finally: room.close()
+    assert told[""][0] == "both" and told[""][2]["edge"] > 0 and sum(told[""][2].values()) == 8 and told["small"][2] == {"edge": 0, "small": 8}
+    assert all(told[""][3]) and not any(told["small"][3]), "a drift reference is of the network that reads"
+    for data, r in zip(films, told[""][1]):
+        quick = Classifier(with_edge, size="edge").classify(decode(data))
+        stands = quick.status == "ok" and quick.finding.probability >= 0.9
+        assert (r.status, r.finding) == (quick.status, quick.finding) if stands else r.finding == Classifier(with_edge, size="small").classify(decode(data)).finding

@@ -318,13 +318,13 @@ def serve(
     port: int = 8000,            # 0: any that is free
     ui: bool = True,             # with the page at /
     llm_url: str | None = None,  # base URL of the language service; `settings().llm_url` if None
-    model: str = "small",        # the bundle's accurate network, or edge, its quick one
+    model: str = "",             # small, the bundle's accurate network, edge, its quick one, or both; empty: what the bundle was calibrated for
 ) -> None:
     "Run the service until it is stopped, and print its address. Raises `SetupError`: no_bundle, no_credentials, no_such_model, cannot_listen."
     import uvicorn
     load_bundle()  # a service that can never be ready should not start
     if host not in ("127.0.0.1", "localhost", "::1"): check_address(host, Store())
-    classifier = None if model == "small" else Classifier(size=model)
+    classifier = Classifier(size=model) if model else None
     sock = bound(host, port)
     app = create_app(classifier, ui=ui, llm_url=llm_url)
     if ui: tempfile.tempdir = os.environ["GRADIO_TEMP_DIR"]  # where Gradio's parser leaves an upload that broke off: it is swept there

@@ -43,6 +43,7 @@ class Metrics:
         ProcessCollector(registry=r)
         self.seconds = Histogram("cxr_predict_seconds", "From the file's bytes to the recorded finding", registry=r, buckets=(.025, .05, .1, .2, .3, .5, 1, 2, 5, 10))
         self.predictions = Counter("cxr_predictions", "Films answered", ["status", "label"], registry=r)
+        self.networks = Counter("cxr_networks", "Films by the network whose answer stood: edge (the quick one) or small (the accurate one)", ["network"], registry=r)
         self.rejects = Counter("cxr_rejects", "Requests refused", ["code"], registry=r)
         self.failures = Counter("cxr_failures", "Requests that the service itself failed", ["code"], registry=r)
         self.explanations = Counter("cxr_explanations", "Explanations written", ["source"], registry=r)
@@ -184,13 +185,14 @@ class ReadingRoom:
             asks = explain and self.client and report.finding
             if asks and self.waiting.qsize() < self.most_waiting: report = report.model_copy(update={"explanation_status": "pending"})
             elif explain: report = report.explained(self.explain(report, "llm_busy" if asks else ""))
-            row = study_row(report, seen.heat, self.store.patient_hash(patient_ref), urgency(self.facts, report.case()), signals(film.pixels, seen.features, seen.finding and seen.ood))
+            row = study_row(report, seen.heat, self.store.patient_hash(patient_ref), urgency(self.facts, report.case()), signals(film.pixels, *((seen.features, seen.finding and seen.ood) if self.classifier.usual else ())))
             try: kept = self.store.add_study(row, film.pixels, who.actor, once, self.safe and self.safe.seal(report.study_id, data), beside(report.study_id) if beside else ())
             except (SQLAlchemyError, OSError) as e:  # the database, or a full disk
                 log.exception("a study could not be recorded")
                 raise SetupError("store_unavailable", "The record could not be kept, so there is no answer.", "Ask again in a moment.") from e
         if kept != report.study_id: return self.report(kept)   # the same request was quicker on another way
         self.metrics.predictions.labels(report.status, report.finding.label if report.finding else "none").inc()
+        self.metrics.networks.labels(seen.network).inc()
         if report.explanation_status == "pending": self.waiting.put(report.study_id)
         return report
 

@@ -231,7 +231,7 @@ SOON_ENOUGH = {"soon": re.compile(r"\b(?:today|tomorrow|now|at once|tonight|next
 def rule_urgency(case: Case, facts: dict) -> str:
     "The urgency that facts.yaml asks for."
     f = case.answered
-    levels = [facts["classes"][str(l)]["urgency"] for l in {f.label, *f.prediction_set}] + [facts["severity_floor"].get(f.severity, "routine")] + [facts["symptom_floor"].get(s, "routine") for s in case.symptoms]
+    levels = [facts["classes"][str(l)]["urgency"] for l in {f.label, *f.prediction_set}] + [facts["severity_floor"].get(f.severity, "routine")] + [(facts["symptom_floor"] | (facts.get("symptom_floor_children", {}) if case.age_group == "child" else {})).get(s, "routine") for s in case.symptoms]
     return max(levels, key=LEVELS.index)
 
 

@@ -66,12 +66,11 @@ def facts_problems(facts: dict) -> list[str]:
     for name, e in classes.items():
         need = LINES if name == "NORMAL" or name.startswith("FRACTURE") else LINES[:-1]
         out += entry_problems(name, e, ("name", *need), sources)
-    for level in ("soon", "urgent"):
-        out += entry_problems("escalation", {"urgency": level, "next_steps": (facts.get("escalation") or {}).get(level)}, ("next_steps",), sources)
+    for whose, level in ((w, l) for w in ("escalation", *(["escalation_children"] if "escalation_children" in facts else [])) for l in ("soon", "urgent")):
+        out += entry_problems(whose, {"urgency": level, "next_steps": (facts.get(whose) or {}).get(level)}, ("next_steps",), sources)
     for level in URGENCIES:
         out += entry_problems("clinicians", {"urgency": level, "next_steps": (facts.get("clinicians") or {}).get(level)}, ("next_steps",), sources)
-    floors = facts.get("symptom_floor") or {}
-    out += [f"symptom_floor: {s}: {level}" for s, level in floors.items() if s not in get_args(Symptom) or level not in URGENCIES]
+    for whose in ("symptom_floor", "symptom_floor_children"): out += [f"{whose}: {s}: {level}" for s, level in (facts.get(whose) or {}).items() if s not in get_args(Symptom) or level not in URGENCIES]
     for name, e in other.items(): out += entry_problems(name, e, ("what_it_is", "next_steps", "urgent_signs"), sources)
     return out
 
@@ -116,7 +115,8 @@ def urgency(
     case: Case,
 ) -> str:
     "Routine, soon or urgent: the highest of the class, the prediction set, the severity's floor and the symptoms'."
-    found = [entry(facts, case)["urgency"], *(facts["symptom_floor"].get(s, "routine") for s in case.symptoms)]
+    floor = facts["symptom_floor"] | (facts.get("symptom_floor_children", {}) if case.age_group == "child" else {})
+    found = [entry(facts, case)["urgency"], *(floor.get(s, "routine") for s in case.symptoms)]
     if f := case.answered: found += [facts["classes"][str(l)]["urgency"] for l in f.prediction_set] + [facts["severity_floor"][f.severity]]
     return max(found, key=URGENCIES.index)
 
@@ -129,4 +129,5 @@ def next_steps(
     found, level = entry(facts, case), urgency(facts, case)
     if case.reader == "clinician": return [line["text"] for line in facts["clinicians"][level]]
     steps = texts(found, "next_steps")
-    return [facts["escalation"][level][0]["text"], *steps[1:]] if level != found["urgency"] else steps
+    above = facts["escalation_children" if case.age_group == "child" and "escalation_children" in facts else "escalation"]
+    return [above[level][0]["text"], *steps[1:]] if level != found["urgency"] else steps

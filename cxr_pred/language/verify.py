@@ -6,10 +6,11 @@
 __all__ = ['BREAK', 'CONDITIONS', 'PARTS', 'INFECTION', 'CHEST_WORDS', 'UNKNOWN', 'CONDITION', 'PART', 'OPEN', 'HERE', 'SPEECH',
            'NONE_OF', 'HARMLESS_NO', 'NO', 'REASSURE', 'NORMAL_SAID', 'SIDE', 'HEIGHT', 'HEIGHTS', 'PAIR', 'NO_SIDE',
            'BOTH', 'SEVERITY', 'SURE', 'HARMLESS_SURE', 'LIKELY', 'HEDGE', 'HOW_BAD', 'DAYS', 'PAIR_OF', 'SAME_WORD',
-           'NUMBER', 'THEIRS', 'IN_CASE', 'WAIT', 'CUES', 'TOO_SLOW', 'LEAK', 'STRANGE', 'OPEN_TO_DOCTOR', 'sentences',
-           'plain', 'trusted', 'word', 'named', 'condition_problems', 'negation_problems', 'zone_problems',
-           'degree_problems', 'without_named', 'symptom_problems', 'slow_problems', 'urgency_problems', 'form_problems',
-           'missing_problems', 'case_words', 'vocabulary_problems', 'sentence_problems', 'check']
+           'NUMBER', 'FILM', 'FAULTS', 'NO_FLAG', 'FAULTY', 'THEIRS', 'IN_CASE', 'WAIT', 'CUES', 'TOO_SLOW', 'LEAK',
+           'STRANGE', 'OPEN_TO_DOCTOR', 'sentences', 'plain', 'trusted', 'word', 'named', 'condition_problems',
+           'negation_problems', 'zone_problems', 'degree_problems', 'quality_problems', 'without_named',
+           'symptom_problems', 'slow_problems', 'urgency_problems', 'form_problems', 'missing_problems', 'case_words',
+           'vocabulary_problems', 'sentence_problems', 'check']
 
 # %% ../../nbs/language/verify.ipynb #c002
 import re
@@ -39,7 +40,7 @@ def trusted(
 ) -> set[str]:
     "The sentences that the facts offer for this answer and reader, in plain form; for no answer those of every reason."
     found = [entry(facts, case), *([] if case.answered else facts["no_answer"].values())]
-    offered = facts["clinicians" if case.reader == "clinician" else "escalation"]
+    offered = facts["clinicians" if case.reader == "clinician" else "escalation_children" if case.age_group == "child" and "escalation_children" in facts else "escalation"]
     lines = [t for e in found for t in texts(e)] + [l["text"] for level in offered.values() for l in level]
     return {plain(s) for t in lines for s in sentences(t)}
 
@@ -172,6 +173,28 @@ def degree_problems(
         counted = PAIR_OF.sub(" ", s) if finding and (len(finding.prediction_set) > 1 or len(finding.zones) > 1) else s
         for n in NUMBER.findall(re.sub(r"covid-?\s?19|two sides", " ", DAYS.sub(" ", counted), flags=re.I)):
             if n.lower() not in numbers: yield f"number: {n} in {s!r}"
+
+# %% ../../nbs/language/verify.ipynb #q66b5115
+FILM = word(r"films?|pictures?|images?|x-rays?|exposures?")
+FAULTS = {"low_contrast": word(r"(?:low|little|poor|weak|no) contrast|washed.out|contrast is (?:low|poor|weak)"), "tiny": word(r"(?:few|too few|not enough) pixels|low resolution|pixelated"),
+          "saturated": word(r"over-?exposed|too (?:bright|white)|saturated|glare")}
+NO_FLAG = word(r"too dark|under-?exposed|blurr?\w*|fuzzy|unsharp|out of focus|nois[ey]\w*|grainy|cut off|cropped|rotated|tilted|shaken|dirty|scratch\w*")
+FAULTY = re.compile(r"\b(?:not|isn't|never|less than|far from) (?:an? |the |very |quite )?(?:ideal|perfect|sharp|best|good (?:film|picture|image|quality)|clear (?:film|picture|image))\b|\b(?:poor|bad|limited|imperfect|suboptimal|reduced)(?:ly)? (?:exposed|film|picture|image|x-ray|quality)|\b(?:film|picture|image|x-ray)(?:'s)? (?:is|was|being) (?:poor|bad|limited|imperfect)\b|\b(?:film|picture|image) quality\b|\bquality of (?:the|this|your) (?:film|picture|image|x-ray)", re.I)
+
+
+def quality_problems(
+    said: Iterable[str],
+    finding: Finding | None,  # None: an answer that was not given has reasons of its own
+) -> Iterator[str]:
+    "Faults of the film that it was not flagged for."
+    if finding is None: return
+    for s in said:
+        if not FILM.search(s): continue
+        if m := NO_FLAG.search(s): yield f"quality: {m[0]} in {s!r}"
+        named = [(flag, m) for flag, p in FAULTS.items() if (m := p.search(s))]
+        for flag, m in named:
+            if flag not in finding.quality_flags: yield f"quality: {m[0]} in {s!r}"
+        if not named and (m := FAULTY.search(s)) and not known_flags(finding): yield f"quality: {m[0]} in {s!r}"
 
 # %% ../../nbs/language/verify.ipynb #c019
 THEIRS = word(r"you|your|you've|patient|patient's")
@@ -306,7 +329,7 @@ def sentence_problems(
     said, ok = [*said], trusted(facts, case)
     own, finding = [s for s in said if plain(s) not in ok], case.answered
     out, rest = [*symptom_problems(own, case)], without_named(own, case)
-    out += [*condition_problems(rest, finding), *negation_problems(rest, finding), *zone_problems(rest, finding), *degree_problems(rest, finding), *(vocabulary_problems(rest, case, facts) if closed else [])]
+    out += [*condition_problems(rest, finding), *negation_problems(rest, finding), *zone_problems(rest, finding), *degree_problems(rest, finding), *quality_problems(rest, finding), *(vocabulary_problems(rest, case, facts) if closed else [])]
     return out + [*slow_problems(said, urgency(facts, case), ok)] + [f"medicine: {m}" for s in said for m in MEDICINE.findall(s)]
 
 
