@@ -1,5 +1,5 @@
 "What the REST service does with good, bad, many and unwelcome requests."
-import asyncio, concurrent.futures, io, json, os, re, struct, subprocess, sys, textwrap, threading, time, zlib
+import asyncio, concurrent.futures, io, json, os, re, struct, subprocess, sys, tempfile, textwrap, threading, time, zlib
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +135,16 @@ def test_a_picture_of_30000_by_30000_is_refused_fast(client):
     start = time.perf_counter()
     assert problem_of(send(client, data), 413)["code"] == "too_large"
     assert time.perf_counter() - start < 1, "refused by its header, not after decoding 900 million pixels"
+
+
+def test_a_large_upload_never_lies_on_a_disk_in_clear(client, monkeypatch):
+    rolled, before = [], tempfile.SpooledTemporaryFile.rollover
+    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "rollover", lambda self: (rolled.append(1), before(self))[1])
+    noise = io.BytesIO(); Image.fromarray(np.random.default_rng(0).integers(0, 256, (2300, 2300), dtype=np.uint8)).save(noise, "PNG", compress_level=0)
+    assert len(noise.getvalue()) > 5 * 2**20 and send(client, noise.getvalue()).status_code == 200
+    assert not rolled
+    big = tempfile.SpooledTemporaryFile(max_size=10); big.write(b"x" * 11); big.close()
+    assert rolled, "the test would see it"
 
 
 @pytest.mark.parametrize("pixels, reason", [

@@ -24,6 +24,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartParser
 
 from .. import __version__
 from .auth import check_address
@@ -289,7 +290,9 @@ def create_app(
 
     app = FastAPI(title="cxr_pred", version=__version__, description="Reads a radiograph, says how sure it is and where it looked, and says when it can't tell.", lifespan=opened, docs_url=None, redoc_url=None)
     app.state.room = room
-    app.add_middleware(BodyLimit, most=int(settings().max_upload_mb * 2**20), rejects=room.metrics.rejects)
+    most = int(settings().max_upload_mb * 2**20)
+    MultiPartParser.spool_max_size = most   # Starlette writes what is larger than 1 MB to a temporary file: a patient's name, in clear, on a disk
+    app.add_middleware(BodyLimit, most=most, rejects=room.metrics.rejects)
     app.add_middleware(Door, rejects=room.metrics.rejects)
     add_error_handlers(app, room.metrics.rejects, room.metrics.failures)
     add_login(app, room, fails)
