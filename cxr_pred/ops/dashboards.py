@@ -80,6 +80,7 @@ MODEL = [
     Panel("Films behind them", "Answered by physicians, and in the drift window", {"answered": "cxr_feedback_films", "window": "cxr_drift_films"}),
     Panel("Can't tell", "Share of films that the reader left open or refused", {"{{status}}": f'sum by (status) (rate(cxr_predictions_total{{job="cxr-reader",status!="ok"}}[15m])) / scalar(sum(rate(cxr_predictions_total{READER}[15m])))'}, "percentunit"),
     Panel("Answers by class", "A second", {"{{label}}": f'sum by (label) (rate(cxr_predictions_total{{job="cxr-reader",status="ok"}}[15m]))'}, "reqps"),
+    Panel("Which network answered", "Share of films; more of small than usual: the quick network meets films it is not sure of", {"{{network}}": f"sum by (network) (rate(cxr_networks_total{READER}[15m])) / scalar(sum(rate(cxr_networks_total{READER}[15m])))"}, "percentunit"),
     Panel("Latency of inference", "P99, by track", {"{{track}}": "cxr:predict_seconds:p99_5m"}, "s", 0.3),
     Panel("Who explains", "Explanations by their writer, a second", {"{{source}}": f"sum by (source) (rate(cxr_explanations_total{READER}[15m]))"}, "reqps"),
 ]
