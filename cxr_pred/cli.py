@@ -464,6 +464,7 @@ def simulate(
     error: float = typer.Option(0.05, min=0, max=1, help="share of their answers that is wrong"),
     raw: Path = typer.Option(None, help="folder with films in a known layout; the sample is drawn if not given"),
     source: list[str] = typer.Option(["sample"], help="which sources of that folder"),
+    attempts: int = typer.Option(8, min=1, help="how often a file is sent until there is an answer"),
     out: Path = typer.Option(Path("build/simulation"), help="folder for the books, the report, and an own reader's state"),
     seed: int = 0,
 ):
@@ -473,7 +474,7 @@ def simulate(
         from cxr_pred.ops.simulate import Physicians, told
         from cxr_pred.ops.simulate import simulate as played
         key = settings().physician_key
-        with writing(out): report = played(out, url, raw, source, Physicians(physicians, error=error), key.get_secret_value() if key else "", seed, n=films, seconds=seconds, pattern=pattern, wrong=wrong, drift=drift, drift_from=drift_from)
+        with writing(out): report = played(out, url, raw, source, Physicians(physicians, error=error), key.get_secret_value() if key else "", seed, attempts, n=films, seconds=seconds, pattern=pattern, wrong=wrong, drift=drift, drift_from=drift_from)
         print(told(report), f"Books: {out / 'books.jsonl'}", sep="\n")
         if not url: print(f"The reader's record: CXR_STATE={out / 'state'} cxr-pred drift --learn {out / 'reference.json'} --most 400, then --reference {out / 'reference.json'}")
     if sum(report["lost"].values()) or report["unexpected"]: raise typer.Exit(1)

@@ -11,6 +11,7 @@ __all__ = ['HOURS', 'WRONG', 'TONES', 'DRIFTS', 'REPORT', 'arrivals', 'Source', 
 import asyncio
 import io
 import json
+import secrets
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -199,21 +200,22 @@ async def send(
     client,          # an httpx.AsyncClient with the service's address
     upload: Upload,
     data: bytes,
-    attempts: int = 5,
-    pause_s: float = 1.0,  # doubled each time
+    attempts: int = 8,
+    pause_s: float = 1.0,  # doubled each time, up to ten seconds
+    key: str | None = None,  # an Idempotency-Key: sent again, the film is read and recorded once
 ) -> dict:
-    "Send a file until there is an answer: {status, code, study_id, answered (label or None), seconds, attempts}; status 0 where none came."
+    "Send a file until there is an answer: {status, code, study_id, read (there is a finding), answered (label or None), seconds, attempts}; status 0 where none came."
     import httpx
     form = {"age": upload.age, "sex": upload.sex, "patient_ref": f"simulated {upload.number % 997}"}
     start, name = time.monotonic(), Path(upload.path).name
     for attempt in range(1, attempts + 1):
-        try: r = await client.post("/v1/predict", files={"file": (name, data)}, data={k: str(v) for k, v in form.items() if v is not None}, params={"explain": "false"})
+        try: r = await client.post("/v1/predict", files={"file": (name, data)}, data={k: str(v) for k, v in form.items() if v is not None}, params={"explain": "false"}, headers={"Idempotency-Key": key} if key else {})
         except httpx.HTTPError as e: said = {"status": 0, "code": type(e).__name__}
         else:
             body = r.json() if "json" in r.headers.get("content-type", "") else {}
-            said = {"status": r.status_code, "code": body.get("reason_code") or body.get("code", ""), "study_id": body.get("study_id"), "answered": body["finding"]["label"] if body.get("status") == "ok" else None}
+            said = {"status": r.status_code, "code": body.get("reason_code") or body.get("code", ""), "study_id": body.get("study_id"), "read": body.get("status") in ("ok", "abstained"), "answered": body["finding"]["label"] if body.get("status") == "ok" else None}
         if said["status"] not in (0, 502, 503, 504): break
-        if attempt < attempts: await asyncio.sleep(pause_s * 2 ** (attempt - 1))
+        if attempt < attempts: await asyncio.sleep(min(10, pause_s * 2 ** (attempt - 1)))
     return said | {"seconds": round(time.monotonic() - start, 4), "attempts": attempt}
 
 
@@ -239,25 +241,26 @@ async def run(
     books: Books,
     physicians: Physicians = Physicians(0),
     key: str = "",            # of physicians
-    at_once: int = 64,        # files on the way at most
+    at_once: int = 64,        # files on the way, and in memory, at most
     seed: int = 0,
+    attempts: int = 8,        # of each file
 ) -> None:
     "Send every upload at its time and answer as physicians do; all of it in the books."
     import httpx
-    lanes = asyncio.Semaphore(at_once)
+    lanes, stretch = asyncio.Semaphore(at_once), secrets.token_hex(6)   # the same plan, played twice, is two stretches
     async with httpx.AsyncClient(base_url=url, timeout=120, trust_env=False, limits=httpx.Limits(max_connections=at_once)) as client:
         start = time.monotonic()
 
         async def one(u: Upload):
             await asyncio.sleep(max(0.0, u.at - (time.monotonic() - start)))
-            data = await asyncio.to_thread(contents, u, raw, seed)
             async with lanes:
+                data = await asyncio.to_thread(contents, u, raw, seed)
                 books.write("sent", u.number, **{k: v for k, v in asdict(u).items() if k != "number"}, bytes=len(data), late=round(time.monotonic() - start - u.at, 3))
-                said = await send(client, u, data)
+                said = await send(client, u, data, attempts, key=f"{stretch}-{u.number}")
             books.write("answered", u.number, **said)
-            if said.get("answered") and (answer := physicians.answer(u, seed)):
+            if said.get("read") and not u.wrong and (answer := physicians.answer(u, seed)):   # what the reader left open is answered too
                 status = await asked_again(lambda: client.post("/v1/feedback", json={"study_id": said["study_id"], "physician": answer[0], "confirmed_label": answer[1]}, headers={"Authorization": f"Bearer {key}", "Idempotency-Key": f"simulated-{seed}-{u.number}-{said['study_id']}"}))
-                books.write("feedback", u.number, status=status, label=answer[1], agrees=answer[1] == said["answered"])
+                books.write("feedback", u.number, status=status, label=answer[1], agrees=answer[1] == said["answered"], open=said["answered"] is None)
 
         await asyncio.gather(*(one(u) for u in uploads))
         for line in [l for l in read_books(books.path) if l.get("study_id")]:   # the service's books
@@ -287,7 +290,7 @@ def report_of(lines: list[dict]) -> dict:
             "lost": {"without_answer": len(sent) - len(reached), "not_in_record": sum(found.get(n) != 200 for n in kept)}, "retried": sum(a["attempts"] > 1 for a in back.values()),
             "refused": dict(Counter(f"{a['status']} {a['code']}" for a in reached.values() if a["status"] != 200)), "unexpected": dict(unexpected),
             "latency": {f"p{q}_s": round(float(np.percentile(took, q)), 3) for q in (50, 95, 99)} if len(took) else {}, "accuracy": accuracy,
-            "feedback": {"sent": len(said), "kept": sum(l["status"] == 201 for l in said), "agree": sum(l["agrees"] for l in said)}}
+            "feedback": {"sent": len(said), "kept": sum(l["status"] == 201 for l in said), "agree": sum(l["agrees"] for l in said), "of_open": sum(l.get("open", False) for l in said)}}
 
 
 def told(report: dict) -> str:
@@ -298,7 +301,7 @@ def told(report: dict) -> str:
     if report["unexpected"]: lines.append(f"UNEXPECTED: {', '.join(f'{n} x {k}' for k, n in sorted(report['unexpected'].items()))}.")
     if report["latency"]: lines.append("Latency of the sender: " + ", ".join(f"{k[:-2].upper()} {v:.2f} s" for k, v in report["latency"].items()) + ".")
     if report["accuracy"]: lines.append("Right, by fifths of the stretch: " + ", ".join(f"{a['right']:.0%} of {a['films']}" for a in report["accuracy"]) + ".")
-    if report["feedback"]["sent"]: lines.append(f"Physicians: {report['feedback']['sent']} answers, {report['feedback']['kept']} kept, {report['feedback']['agree']} agree.")
+    if report["feedback"]["sent"]: lines.append(f"Physicians: {report['feedback']['sent']} answers, {report['feedback']['kept']} kept, {report['feedback']['agree']} agree, {report['feedback']['of_open']} of films left open.")
     return "\n".join(lines)
 
 # %% ../../nbs/ops/simulate.ipynb #c027
@@ -332,10 +335,10 @@ def simulate(
     physicians: Physicians = Physicians(),
     key: str = "",                   # of the service's physicians; an own service has a key of its own
     seed: int = 0,
+    attempts: int = 8,               # of each file
     **how,                           # of `plan`
 ) -> dict:
     "Play a stretch of traffic; the report, which is also written as report.json beside the books."
-    import secrets
     from cxr_pred.core import write_json
     folder = Path(folder)
     if raw is None:
@@ -347,7 +350,7 @@ def simulate(
         if url is None: key = secrets.token_hex(16); child, url = own_service(folder, key)
         wait_ready(url)
         books = Books(folder / "books.jsonl")
-        asyncio.run(run(url, uploads, raw, books, physicians if key else Physicians(0), key, seed=seed))
+        asyncio.run(run(url, uploads, raw, books, physicians if key else Physicians(0), key, seed=seed, attempts=attempts))
         books.close()
     finally:
         if child:
