@@ -57,7 +57,7 @@ def set_sentence(finding: Finding) -> str:
 
 
 def place_words(report: Report) -> str:
-    "Where it looked: the zones, or that the map is spread over the film, or that no place stands out."
+    "Where it looked: the zones, or that no place stands out."
     if report.spread: return STRINGS["zones_spread"]
     return (", ".join(report.finding.zones) if report.finding else "") or STRINGS["zones_none"]
 

@@ -108,7 +108,7 @@ def refuse(
     calibration: dict,  # a bundle's calibration.json
 ) -> ReasonCode | None:
     "Why a picture needs no model: blank or not_a_radiograph; None where it may be a film."
-    if looks_blank(film.pixels, calibration["reject"]["blank_range"]): return "blank"
+    if looks_blank(film.pixels, calibration["reject"]["blank_range"], film.counts): return "blank"
     return "not_a_radiograph" if film.colour > calibration["reject"]["colour"] else None
 
 # %% ../../nbs/vision/classify.ipynb #c019
@@ -195,9 +195,10 @@ class Classifier:
 
     def prepare(self,
         pixels: np.ndarray,  # (H, W) uint8
+        counts: np.ndarray | None = None, small: np.ndarray | None = None,  # as `data.images.preprocess`
     ) -> np.ndarray:
         "The film as this bundle was trained on, (S, S) uint8."
-        return preprocess(pixels, *(self.preprocessing[k] for k in ("size", "resize", "tone")))
+        return preprocess(pixels, *(self.preprocessing[k] for k in ("size", "resize", "tone")), counts, small)
 
     def on_film(self,
         heat: np.ndarray,         # (16, 16) over the prepared square
@@ -224,7 +225,7 @@ class Classifier:
         "Read one film."
         start = time.perf_counter()
         if reason := refuse(film, self.calibration): return Result("rejected", reason)
-        x = self.prepare(film.pixels)
+        x = self.prepare(film.pixels, film.counts, film.small)
         ready = time.perf_counter()
         first = self.first.look(x)
         by = self.quick if self.quick and self.quick.is_sure(first) else self
@@ -233,8 +234,9 @@ class Classifier:
         if seen.status == "rejected": return Result(seen.status, seen.reason_code, ood=seen.ood, timings=times, network=network)
         label = LABELS[int(seen.p.argmax())]
         heat = self.on_film(seen.out["heat"][0, seen.p.argmax()], *film.size)
+        if network == "edge": heat = np.zeros_like(heat)
         grade = by.severity(seen.out["severity"][0], label) if "severity" in seen.out else "unknown"
-        flags = film.flags + [q for q in quality_flags(film.pixels) if q not in film.flags]
+        flags = film.flags + [q for q in quality_flags(film.pixels, counts=film.counts, small=film.small) if q not in film.flags]
         return Result(seen.status, seen.reason_code, by.finding(seen.p, seen.ood, heat, flags, grade), heat, seen.ood, times, first.out["features"][0], network)
 
     def look(self,
