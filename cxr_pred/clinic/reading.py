@@ -30,8 +30,7 @@ from ..language.facts import load_facts, urgency
 from ..language.findings import Explanation, template_explanation
 from ..store import Feedback, Once, Store, Study
 from ..tables import URGENCIES
-from ..vision.classify import Classifier, heat_overlay
-from ..vision.finding import is_spread
+from ..vision.classify import Classifier, heat_overlay, points_nowhere
 from ..vision.signals import signals
 
 # %% ../../nbs/clinic/reading.ipynb #c005
@@ -75,7 +74,7 @@ def study_row(
 def report_of(row: Study) -> Report:
     "The report that a row keeps."
     heat = heat_of(row)
-    return Report(study_id=row.id, status=row.status, reason_code=row.reason_code, finding=row.finding, spread=heat is not None and is_spread(heat), explanation=row.explanation, explanation_status=row.explanation_status,
+    return Report(study_id=row.id, status=row.status, reason_code=row.reason_code, finding=row.finding, spread=heat is not None and points_nowhere(heat), explanation=row.explanation, explanation_status=row.explanation_status,
                   bundle_hash=row.bundle_hash, timings=row.timings, patient=Patient(age=row.age, sex=row.sex, view=row.view, symptoms=row.symptoms))
 
 

@@ -19,8 +19,8 @@ from ..data.dicom import OLDEST
 from ..data.images import Film, decode, read_film
 from ..language.case import Case, Reader, Symptom, age_group, known_symptoms
 from ..language.findings import Explanation
-from ..vision.classify import Classifier, Result
-from ..vision.finding import Finding, ReasonCode, Status, is_spread
+from ..vision.classify import Classifier, Result, points_nowhere
+from ..vision.finding import Finding, ReasonCode, Status
 
 # %% ../../nbs/clinic/study.ipynb #c005
 Sex = Literal["F", "M"]
@@ -94,7 +94,7 @@ def decided(
     decoded = time.perf_counter()
     r = classifier.classify(film)
     times = {"decode_ms": 1000 * (decoded - start), **r.timings, "total_ms": 1000 * (time.perf_counter() - start)}
-    return Report(status=r.status, reason_code=r.reason_code, finding=r.finding, spread=r.heat is not None and is_spread(r.heat), bundle_hash=classifier.bundle_hash,
+    return Report(status=r.status, reason_code=r.reason_code, finding=r.finding, spread=r.heat is not None and points_nowhere(r.heat), bundle_hash=classifier.bundle_hash,
                   timings={k: round(v, 2) for k, v in times.items()}, patient=patient.filled_from(film)), film, r
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'HEAT_COLOURS', 'find_bundle', 'Bundle', 'load_bundle', 'softmax', 'prediction_set', 'decide', 'refuse',
-           'Result', 'Look', 'Classifier', 'heat_overlay']
+           'Result', 'Look', 'Classifier', 'points_nowhere', 'heat_overlay']
 
 # %% ../../nbs/vision/classify.ipynb #c002
 import hashlib, logging, time
@@ -270,16 +270,23 @@ class Classifier:
 HEAT_COLOURS = np.array([[60, 0, 40], [180, 30, 30], [240, 120, 20], [255, 230, 90]], float)  # from weak to strong evidence
 
 
+def points_nowhere(
+    heat: np.ndarray,  # (h, w) float: evidence
+) -> bool:
+    "Whether no place stands out, so that none is named and nothing is coloured: the map is spread over the film, or nothing on it speaks for the answer."
+    return is_spread(heat) or not (heat > 0).any()
+
+
 def heat_overlay(
     pixels: np.ndarray,     # (H, W) uint8 film
     heat: np.ndarray,       # (h, w) float: evidence, negative is not drawn
     most: int = 1024,       # longest side of the picture, pixels
     opacity: float = 0.6,   # of the strongest patch
 ) -> Image.Image:
-    "The film with its heatmap over it, RGB; the film alone where the map is spread."
+    "The film with its heatmap over it, RGB; the film alone where the map points nowhere."
     film = Image.fromarray(pixels)
     film.thumbnail((most, most))
-    if is_spread(heat): return film.convert("RGB")
+    if points_nowhere(heat): return film.convert("RGB")
     h = np.clip(np.asarray(heat, np.float32), 0, None)
     h = np.asarray(Image.fromarray(h / max(float(h.max()), 1e-9)).resize(film.size, Image.Resampling.BICUBIC)).clip(0, 1)
     colour = np.stack([np.interp(h, np.linspace(0, 1, len(HEAT_COLOURS)), ch) for ch in HEAT_COLOURS.T], -1)

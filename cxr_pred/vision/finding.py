@@ -73,8 +73,8 @@ def hot_part(
 def is_spread(
     heat: np.ndarray,  # (h, w) float: evidence for the class
 ) -> bool:
-    "Whether no place stands out, so that no zone is named and nothing is coloured: the hot part covers more than `SPREAD` of the film, or there is none."
-    return not 0 < hot_part(heat).mean() <= SPREAD
+    "Whether the hot part covers more than `SPREAD` of the film, so that no zone is named and nothing is coloured."
+    return bool(hot_part(heat).mean() > SPREAD)
 
 # %% ../../nbs/vision/finding.ipynb #c014
 def zones(

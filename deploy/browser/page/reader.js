@@ -97,7 +97,7 @@ const split = (n, parts) => Array.from({ length: parts }, (_, i) => { const star
 const hotPart = heat => { const most = Math.max(...heat); return Array.from(heat, v => v > 0 && v >= 0.5 * most); };
 
 // a hot part that covers more than the share `most` of the film is no place
-export const isSpread = (heat, most) => { const hot = hotPart(heat).filter(Boolean).length; return !hot || hot / heat.length > most; };
+export const isSpread = (heat, most) => hotPart(heat).filter(Boolean).length / heat.length > most;
 
 export function zones(heat, side, chest, label, most) {
   const hot = hotPart(heat);
