@@ -1,9 +1,12 @@
 "The clinic's records on SQLite and on a real PostgreSQL: tables of before are brought up, backups go from one to the other, and nothing acknowledged is lost between many writers."
-import threading, uuid
+import io, threading, uuid
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
+from hypothesis import given, settings, strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
 from sqlalchemy import create_engine, select, text
 from sqlalchemy.exc import DBAPIError
 
@@ -13,7 +16,7 @@ from cxr_pred.clinic.outbox import DicomResult
 from cxr_pred.clinic.worklist import Filters, keep_answer, worklist_page
 from cxr_pred.core import InputError, SetupError
 from cxr_pred.database import differences, migrate, plain_url, reach, version_of, writer
-from cxr_pred.store import NEWEST, Once, Store, new_id
+from cxr_pred.store import NEWEST, Once, Store, film_png, grey_png, new_id
 from cxr_pred.tables import Audit, Base, Feedback, Kept, Study
 
 # What the first release made with create_all, before there were migrations.
@@ -190,3 +193,26 @@ def test_the_worklist_walks_an_index(store):
     if store.engine.dialect.name != "postgresql": pytest.skip("the notebook asks SQLite")
     with writer(store.engine).begin() as c: c.execute(text("SET LOCAL enable_seqscan = off")); plan = "\n".join(r[0] for r in c.execute(text("EXPLAIN SELECT id FROM studies WHERE state = 'unread' AND (rank, created_at, id) > (-1.2, '2026-01-01', 'a') ORDER BY rank, created_at, id LIMIT 51")))
     assert "ix_studies_worklist" in plan and "Sort" not in plan, plan
+
+
+@settings(deadline=None)
+@given(arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40))))
+def test_a_kept_film_has_the_pixels_that_came(pixels):
+    with Image.open(io.BytesIO(film_png(pixels)), formats=("PNG",)) as back:
+        back.load()
+        assert back.mode == "L" and back.info == {} and np.array_equal(np.asarray(back), pixels)
+
+
+def test_another_library_reads_a_kept_film():
+    torch = pytest.importorskip("torch"); decode_png = pytest.importorskip("torchvision.io").decode_png
+    for shape in ((1, 1), (3, 4096), (1024, 1023)):
+        pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        for p in (pixels, pixels[:, ::-1], np.asfortranarray(pixels)):   # any order in memory
+            back = decode_png(torch.frombuffer(bytearray(grey_png(p)), dtype=torch.uint8))
+            assert back.shape == (1, *shape) and np.array_equal(back[0].numpy(), p)
+
+
+def test_a_large_film_is_kept_small_as_pillow_makes_it():
+    pixels = np.kron(np.random.default_rng(1).integers(0, 256, (45, 70), dtype=np.uint8), np.ones((32, 32), np.uint8))   # (1440, 2240)
+    small = Image.fromarray(pixels); small.thumbnail((1024, 1024), Image.Resampling.HAMMING)
+    with Image.open(io.BytesIO(film_png(pixels)), formats=("PNG",)) as back: assert back.size == (1024, 658) and np.array_equal(np.asarray(back), np.asarray(small))
