@@ -19,6 +19,8 @@ COPY deploy/docker/requirements/${LOCK}.lock /tmp/requirements.lock
 RUN python -m pip --python /opt/venv/bin/python install --no-cache-dir --require-hashes --only-binary :all: --no-deps -r /tmp/requirements.lock
 COPY --from=wheel /wheels /wheels
 RUN python -m pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --no-index --find-links /wheels cxr_pred \
+    # tools for making models, which nothing here does
+    && rm -r /opt/venv/lib/python3.11/site-packages/onnxruntime/transformers /opt/venv/lib/python3.11/site-packages/onnxruntime/tools /opt/venv/lib/python3.11/site-packages/onnxruntime/datasets \
     && /opt/venv/bin/python -m compileall -q /opt/venv/lib
 
 FROM ${PYTHON}
