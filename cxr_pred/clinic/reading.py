@@ -191,7 +191,7 @@ class ReadingRoom:
                 raise SetupError("store_unavailable", "The record could not be kept, so there is no answer.", "Ask again in a moment.") from e
         if kept != report.study_id: return self.report(kept)   # the same request was quicker on another way
         self.metrics.predictions.labels(report.status, report.finding.label if report.finding else "none").inc()
-        self.metrics.networks.labels(seen.network).inc()
+        if seen.ood is not None: self.metrics.networks.labels(seen.network).inc()   # a picture that was refused unread was read by none
         if report.explanation_status == "pending": self.waiting.put(report.study_id)
         return report
 
