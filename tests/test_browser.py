@@ -265,7 +265,13 @@ def test_a_stale_seat_cannot_answer(seat, url):
     a.page.evaluate("document.cookie = 'cxr_csrf=other; path=/'")
     assert "no_csrf" in a.say("Tuberculosis") and a.page.locator("#card .cxr[data-status]").count() == 0, "another site's page could not have sent it"
     a.context.clear_cookies()
-    a.page.locator("#send").click(); a.page.get_by_text("wrong_key").wait_for(timeout=20_000)
+    a.page.locator("#send").click(); a.page.locator("#login").get_by_text("Your log-in has ended").wait_for(timeout=20_000)
+    assert "wrong_key" in a.page.locator("#login").inner_text() and a.page.locator("#viewer .cxr").count() == 0, "who was shown out is told why, and it stays"
+    a.page.reload(); a.page.wait_for_selector("#login", timeout=60_000); a.page.wait_for_timeout(500)
+    assert "wrong_key" not in a.page.locator("#login").inner_text(), "who only comes is not told so"
+    a.log_in("ben"); a.page.wait_for_selector("#worklist input[type=radio]", timeout=20_000)
+    a.context.clear_cookies(); a.page.get_by_role("button", name="Refresh").click()
+    a.page.locator("#login").get_by_text("Your log-in has ended").wait_for(timeout=20_000)
     assert httpx.get(f"{url}/v1/worklist/{study}", headers={"Authorization": "Bearer a-key"}).json()["study"]["state"] == "unread"
 
 

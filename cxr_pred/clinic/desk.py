@@ -244,15 +244,17 @@ def wire(room: ReadingRoom, page, parts: Parts, x: dict) -> None:
     outside = lambda why: [gr.update(visible=True), gr.update(visible=False), "", "", gr.update(choices=[], value=None), gr.update(interactive=False), None, why, *shown(None)]
     inside = [x["box"], x["desk"], x["who"], x["figures"], x["rows"], x["more"], x["place"], x["said"]]
 
-    def sit(which, cursor, request: gr.Request):
+    def sit(which, cursor, request: gr.Request, nobody=gr.skip()):  # nobody: what is said to one who is not logged in; at first nothing, and what the log-in said stays
         try:
             who = who_sits(room, request.cookies)
             found, after = listed(room, which, cursor)
             return [gr.update(visible=False), gr.update(visible=True), f'<p class="quiet">{escape(S["desk"]["who"].format(name=who.name, role=who.role))}</p>', benefit_html(benefit(room.store, room.metrics)),
                     gr.update(choices=found, value=None, info=None if found else S["desk"]["empty"]), gr.update(interactive=after is not None), after, "", *[gr.skip()] * len(parts)]
-        except InputError as e: return outside(S["desk"]["closed"] if e.code == "feedback_closed" else gr.skip() if e.code == "wrong_key" else telling(e))   # wrong_key: what the log-in said stays
+        except InputError as e: return outside(S["desk"]["closed"] if e.code == "feedback_closed" else nobody if e.code == "wrong_key" else telling(e))
         except Exception as e: return outside(telling(e))
     def from_top(which, request: gr.Request): return sit(which, None, request)
+    def further(which, cursor, request: gr.Request): return sit(which, cursor, request, S["desk"]["ended"])
+    def renewed(which, request: gr.Request): return further(which, None, request)
     def entered(said, _password, _key, which, request: gr.Request):
         now_in = sit(which, None, request)
         return ["", "", *(now_in if not said else [*now_in[:7], said, *now_in[8:]])]
@@ -270,13 +272,14 @@ def wire(room: ReadingRoom, page, parts: Parts, x: dict) -> None:
 
     quiet = dict(api_visibility="private", show_progress="hidden")
     again = dict(fn=from_top, inputs=x["which"], outputs=[*inside, *parts], **quiet)
+    renew = again | dict(fn=renewed)
     page.load(**again)
     for event in (x["enter"].click, x["password"].submit, x["key"].submit):
         event(entered, [x["name"], x["password"], x["key"], x["which"]], [x["password"], x["key"], *inside, *parts], js=LOGIN.replace("UNREACHABLE", json.dumps(S["desk"]["unreachable"])), **quiet)
     x["leave"].click(**again | dict(js="async which => { await cxr.logout(); return [which] }"))
-    for event in (x["which"].input, x["top"].click): event(**again)
-    x["more"].click(sit, [x["which"], x["place"]], [*inside, *parts], **quiet)
+    for event in (x["which"].input, x["top"].click): event(**renew)
+    x["more"].click(further, [x["which"], x["place"]], [*inside, *parts], **quiet)
     for event, given in ((x["rows"].input, x["rows"]), (x["find"].submit, x["find"])): event(opened, given, list(parts), **quiet).then(fn=None, js=SEEN, queue=False)
     done = x["send"].click(sent, [x["csrf"], x["marks"], parts.study, parts.need, parts.label, parts.severity, parts.edited], list(parts), js=FILL, **quiet)
     done.then(fn=None, js=SEEN, queue=False)   # two events after one: Gradio goes no further than one without a function
-    done.then(**again)
+    done.then(**renew)

@@ -126,7 +126,7 @@ ENGLISH = {
         "provider": "Log in through the hospital", "closed": "This installation takes no physicians' answers: it has no key and no accounts. Whoever runs it can set CXR_PHYSICIAN_KEY, or `cxr-pred users add`.",
         "unreachable": "The service could not be reached. Nothing was sent; try again.",
         "who": "{name} ({role})", "list": "Worklist", "which": "Show", "states": {"open": "what needs somebody", "unread": "not read yet", "second": "wants a second reader", "adjudication": "wants a decision", "closed": "closed"},
-        "more": "Further down the list", "top": "Refresh", "empty": "Nothing waits here.", "find": "Or open a study by its number",
+        "more": "Further down the list", "top": "Refresh", "empty": "Nothing waits here.", "ended": "Your log-in has ended: log in again. What the list still shows as unread was not saved. (wrong_key)", "find": "Or open a study by its number",
         "line": "{state}{urgent} · {about} · {since}", "urgent": ", urgent", "nothing_known": "nothing known", "waits": {"unread": "unread", "second": "second reader", "adjudication": "decision", "closed": "closed", "no_film": "no film"},
         "minutes": "{n} min", "hours": "{n} h", "days": "{n} d", "failed": "Something went wrong on our side. Try it again in a moment.", "choose": "Choose a study from the list.",
         "yours": "Your reading", "yours_note": "The model's answer is not on this page yet.", "decide": "Your decision", "decide_note": "The readings so far differ. They stand below, the model's among them.",
