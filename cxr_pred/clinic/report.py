@@ -57,7 +57,7 @@ def set_sentence(finding: Finding) -> str:
 
 
 def place_words(report: Report) -> str:
-    "Where it looked: the zones, or that no place stands out."
+    "Where it looked: the zones, or that the answer names no place."
     if report.spread: return STRINGS["zones_spread"]
     return (", ".join(report.finding.zones) if report.finding else "") or STRINGS["zones_none"]
 

@@ -52,7 +52,7 @@ class Report(BaseModel):
     status: Status
     reason_code: ReasonCode
     finding: Finding | None = None                    # None for a rejected picture
-    spread: bool = False                              # no place stands out on the heatmap: no zone is named, nothing is coloured
+    spread: bool = False                              # the answer names no place: no zone is named, nothing is coloured
     explanation: Explanation | None = None
     explanation_status: Literal["pending", "ready", "off"] = "off"
     bundle_hash: str                                  # SHA-256 that names the model bundle

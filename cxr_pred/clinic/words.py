@@ -19,7 +19,7 @@ from ..vision.finding import Finding, confidence_word
 ENGLISH = {
     "language": "en",   # of this table, as HTML names it
     "title": "X-ray reader",
-    "tagline": "It names what it sees on a film, shows where it looked, and says so when it can't tell.",
+    "tagline": "It names what it sees on a film, shows the place where it can, and says so when it can't tell.",
     "disclaimer": DISCLAIMER,
     "drop": "Your X-ray film",
     "drop_note": "PNG, JPEG, TIFF or DICOM, or a photograph of the film. One at a time.",
@@ -43,7 +43,7 @@ ENGLISH = {
     "headline": {"ok": "{name}", "abstained": "It can't tell", "rejected": "It did not read this picture"},
     "reason": {
         "ok": "",
-        "low_confidence": "No answer stands out on this film. A guess would not help you, so there is none.",
+        "low_confidence": "No answer stands out on this film, so none is given.",
         "ambiguous": "More than one answer fits this film, and they would mean different things for you. So it does not choose.",
         "unusual_film": "This film differs from those it has learned from. Whatever it said about it could not be relied on.",
         "not_a_radiograph": "The picture does not look like an X-ray film. It may be a photograph, a document or a screenshot.",
@@ -58,13 +58,13 @@ ENGLISH = {
     "severities": {"none": "none", "mild": "mild", "moderate": "moderate", "severe": "severe", "unknown": "not estimated"},
     "zones": "Where it looked",
     "zones_none": "no single place stands out",
-    "zones_spread": "no place stands out, no zone is named",
+    "zones_spread": "it names no place",
     "film": "The film",
     "picture": "The picture",
     "heat": "What speaks for the answer",
     "heat_note": "Coloured is what moved the answer, yellow the most; it need not be where the trouble is. On films shown the usual way, the patient's right is on the left of the picture.",
     "heat_note_limb": "Coloured is what moved the answer, yellow the most; it need not be where the trouble is.",
-    "heat_spread": "No place on the film stands out for this answer, so nothing is coloured.",
+    "heat_spread": "This answer names no place on the film, so nothing is coloured.",
     "opacity": "Heatmap strength",
     "quality": "About this film",
     "flags": {
