@@ -161,9 +161,9 @@ def language_section(
 ) -> str:
     "What the language model says that the finding does not, before and after the check."
     if llm is None: return "## Its words\n\nThe language model was not measured.\n"
-    kinds = [k for k in ("untrained", "trained", "verified") if any(isinstance(v, dict) and k in v for v in llm.values())]
+    kinds = [k for k in ("untrained", "trained", "served", "verified") if any(isinstance(v, dict) and k in v for v in llm.values())]
     rows = [[name.replace("_", " "), *(v.get(k) if name == "readability_grade" or v.get(k) is None else share(v[k]) for k in kinds)] for name, v in sorted(llm.items()) if isinstance(v, dict) and set(kinds) & set(v)]
-    return f"## Its words\n\nMeasured on {llm['n']} findings. Verified is what a person gets to read: a text that says more than the finding is replaced by a template.\n\n{markdown_table(['rate', *kinds], rows)}\n"
+    return f"## Its words\n\nMeasured on {llm['n']} findings, by the check. Untrained and trained write what they like; served is the trained model as it is used, which chooses among reviewed sentences, one for each thing that the finding holds; verified is what a person gets to read: a text that fails the check is replaced by a template.\n\n{markdown_table(['rate', *kinds], rows)}\n"
 
 # %% ../../nbs/evaluate/card.ipynb #c019
 LIMITS = """- **There is no normal limb among its classes.** A healthy wrist can only be called a fracture or refused; a named fracture is no evidence that there is one. "NORMAL" speaks of chest films.

@@ -29,7 +29,8 @@ def held_out_cases(
     while True:
         with tempfile.TemporaryDirectory() as tmp:
             write_pairs(Path(tmp), grammar_pairs(drawn, facts, seed, no_answer_share=0), facts)
-            rows = {r["prompt"]: r for r in read_pairs(Path(tmp) / "test.jsonl")}
+            rows: dict[str, dict] = {}
+            for r in read_pairs(Path(tmp) / "test.jsonl"): rows.setdefault(r["prompt"], r)   # two cases may have one prompt
         if len(rows) >= n: return [case_of(r) for r in list(rows.values())[:n]]
         if drawn > 40 * n + 4000: raise InputError("few_findings", f"Of {drawn} pairs only {len(rows)} different ones fall into the test split, {n} are wanted.", "Ask for fewer.")
         drawn *= 2

@@ -18,7 +18,7 @@ from ..language.verify import check
 
 # %% ../../nbs/evaluate/language.ipynb #c004
 KINDS = {
-    "unsupported_finding_rate": {"condition", "side", "zone", "severity", "certainty", "number", "medicine", "symptom"},
+    "unsupported_finding_rate": {"condition", "side", "zone", "severity", "certainty", "number", "medicine", "symptom", "quality"},
     "contradiction_rate": {"negation", "missing"},
     "urgency_below_rule_rate": {"urgency"},
     "form_rate": {"length", "repeat", "leak", "characters", "form"},
@@ -90,6 +90,7 @@ def side_by_side(
         f, c = cases[i].answered, cases[i]
         asked = "; ".join(x for x in (f"{f.label} {100 * f.probability:.0f} %", f"set {', '.join(f.prediction_set)}" if len(f.prediction_set) > 1 else "", f"severity {f.severity}" if f.severity != "unknown" else "", ", ".join(f.zones), f"for a {c.reader}" + (", child" if c.age_group == "child" else ""), f"named: {', '.join(c.symptoms)}" if c.symptoms else "") if x)
         why = ", ".join(sorted(kinds_of(trained[i], c, facts)))
-        return f"<tr><td>{i + 1}</td>" + cell(asked) + cell(spoken(untrained[i])[:700] if i < len(untrained) else "not asked") + cell(spoken(trained[i])) + f"<td>{escape(final[i].text)}<br><small>{'the model' if final[i].source == 'llm' else 'reviewed sentences; refused for: ' + escape(why or 'its form')}; urgency {final[i].urgency}</small></td></tr>"
-    head = "".join(f"<th>{h}</th>" for h in ("", "finding", "the base as it comes", "tuned, before the check", "what a person reads"))
+        by = "the model" if final[i].source == "llm" else f"reviewed sentences ({final[i].fallback_reason or 'the model was not asked'})"
+        return f"<tr><td>{i + 1}</td>" + cell(asked) + cell(spoken(untrained[i])[:700] if i < len(untrained) else "not asked") + f"<td>{escape(spoken(trained[i]))}<br><small>{escape(f'the check: {why}' if why else 'the check finds nothing')}</small></td><td>{escape(final[i].text)}<br><small>{by}; urgency {final[i].urgency}</small></td></tr>"
+    head = "".join(f"<th>{h}</th>" for h in ("", "finding", "the base as it comes", "tuned, free", "what a person reads"))
     return f'<table style="font-size:.8em;table-layout:fixed;width:100%"><colgroup><col style="width:3%"><col style="width:16%"><col style="width:25%"><col style="width:28%"><col style="width:28%"></colgroup><thead><tr>{head}</tr></thead><tbody style="vertical-align:top">{"".join(map(row, range(len(cases))))}</tbody></table>'
