@@ -21,7 +21,7 @@ from ..core import SetupError
 from ..data.labels import LABELS
 from ..data.regions import film_box, region_grid
 from .severity import GRADES, severity_grade
-from .train import Picked, cached_embedding
+from .train import Picked, cached_embedding, film_name
 from .vit import Reader
 
 # %% ../../nbs/vision/lesion.ipynb #c004
@@ -124,8 +124,7 @@ def sight_tokens(
     picked, place = manifest.row.to_numpy()[wanted], np.cumsum(wanted) - 1
     h = hashlib.sha256()
     for t in reader.net.state_dict().values(): h.update(t.numpy(force=True).tobytes())
-    for i in picked: h.update(np.ascontiguousarray(films[i]).tobytes())
-    kept = cached_embedding(cache, h.hexdigest(), reader, Picked(films, picked), reader.depth - reader.sight, "outlined films")
+    kept = cached_embedding(cache, h.hexdigest(), reader, Picked(films, picked), [film_name(films[i]) for i in picked], reader.depth - reader.sight, "outlined films")
     return lambda rows: np.array(kept[place[rows]])
 
 
