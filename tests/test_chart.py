@@ -47,15 +47,14 @@ def served_by(manifests: list[dict], path: str) -> str | None:
 
 def test_routes_are_haproxys(rendered):
     study = "/v1/studies/" + "ab" * 16
+    to_page = [f"{study}/fhir", f"{study}/sr.dcm", f"{study}/heatmap.dcm", "/", "/gradio_api/queue", "/v1/login", "/v1/oidc/callback"]
+    to_page += [f"{p}studies" for p in re.findall(r"use_backend page if \{ path_beg (\S+) \}", (DEPLOY / "haproxy/haproxy.cfg").read_text())]
+    assert to_page[-1] == "/dicomweb/studies"
     for e in ("staging", "canary", "production"):
         who = lambda path: served_by(rendered[e], path)
-        assert {p: who(p) for p in ("/dicomweb/studies", f"{study}/fhir", f"{study}/sr.dcm", f"{study}/heatmap.dcm", "/", "/gradio_api/queue", "/v1/login", "/v1/oidc/callback")}.items() <= dict.fromkeys(
-            ("/dicomweb/studies", f"{study}/fhir", f"{study}/sr.dcm", f"{study}/heatmap.dcm", "/", "/gradio_api/queue", "/v1/login", "/v1/oidc/callback"), "cxr-page").items(), "the image without those libraries answers 501"
+        assert {p: who(p) for p in to_page} == dict.fromkeys(to_page, "cxr-page"), "the image without those libraries answers 501"
         assert {who(p) for p in ("/v1/predict", "/v1/batch", "/v1/feedback", "/readyz", "/healthz", "/docs", "/openapi.json")} == {"cxr-vit"}
         assert who("/metrics") is None, "figures are for Prometheus"
-        # every path that HAProxy sends to the page goes there
-        to_page, = re.findall(r"use_backend page if \{ path_beg (\S+) \}", (DEPLOY / "haproxy/haproxy.cfg").read_text())
-        assert who(f"{to_page}studies") == "cxr-page"
         services = of_kind(rendered[e], "Service")
         assert {b["name"] for r in of_kind(rendered[e], "HTTPRoute").values() for rule in r["spec"]["rules"] for b in rule.get("backendRefs", [])} <= set(services)
         page = pods(rendered[e])["cxr-page"]["containers"][0]
@@ -76,7 +75,6 @@ def test_page_can_be_left_out_and_dicom_let_in(render):
 
 
 def test_settings_and_ways_out_are_values(render):
-    from cxr_pred.clinic.auth import ClinicSettings
     found = render("production", service={"env": {"CXR_RETENTION_DAYS": "90", "CXR_THREADS": "1"}}, vit={"env": {"CXR_FILMS_PER_MINUTE": "1200"}}, secrets={"more": {"cxr_session_key": "session-key"}},
                    network={"egress": [{"cidr": "10.9.8.7/32", "ports": [443]}]})
     env = {n: [(v["name"], v["value"]) for v in p["containers"][0]["env"]] for n, p in pods(found).items()}
@@ -87,7 +85,7 @@ def test_settings_and_ways_out_are_values(render):
         assert {"to": [{"ipBlock": {"cidr": "10.9.8.7/32"}}], "ports": [{"port": 443, "protocol": "TCP"}]} in of_kind(found, "NetworkPolicy")[name]["spec"]["egress"]
     assert dict(env["cxr-vit"])["CXR_THREADS"] == "1" and dict(env["cxr-vit"])["CXR_FILMS_PER_MINUTE"] == "1200" and "CXR_FILMS_PER_MINUTE" not in dict(env["cxr-page"])
     assert dict(env["cxr-vit"])["FORWARDED_ALLOW_IPS"] == "10.42.0.0/16", "else all clients are one, and the page is http"
-    assert of_kind(found, "NetworkPolicy")["cxr-llm"]["spec"]["egress"] == [] and ClinicSettings.model_fields["session_key"]
+    assert of_kind(found, "NetworkPolicy")["cxr-llm"]["spec"]["egress"] == []
     for wrong in ({"CXR_SESSION_KEY": "x"}, {"AWS_SECRET_ACCESS_KEY": "x"}, {"CXR_THREADS": 2}, {"cxr": "x"}): assert isinstance(render("production", vit={"env": wrong}), str), wrong
     assert "gateway.enabled" in render("production", gateway={"enabled": False})
 
@@ -103,11 +101,11 @@ def test_canary_is_judged(rendered, tmp_path):
     promtool = debian("promtool")
     ask = {n.rsplit("-", 1)[1]: t["spec"]["metrics"][0]["provider"]["prometheus"]["query"] for n, t in of_kind(rendered["canary"], "AnalysisTemplate").items()}
     who = 'track="canary",namespace="cxr",job="cxr-reader"'
-    count, failed = {"series": f"cxr_predict_seconds_count{{{who}}}", "values": "0+60x20"}, {"series": f'cxr_failures_total{{{who},code="store_unavailable"}}', "values": "0+3x20"}
+    count, failed = {"series": f"cxr_predict_seconds_count{{{who}}}", "values": "0+60x20"}, {"series": f'cxr_failures_total{{{who},code="store_unavailable"}}', "values": "0+60x20"}
     drift = lambda v: {"series": 'cxr_drifted{what="outcome",namespace="cxr"}', "values": f"{v}x20"}
     sample = lambda v: [{"labels": "{}", "value": v}]
     cases = [("clean", [count, drift(0)], {"failures": sample(0), "drift": sample(0)}),
-             ("failing", [count, failed, drift(1)], {"failures": sample(3 / 63), "drift": sample(1)}),
+             ("failing", [count, failed, drift(1)], {"failures": sample(0.5), "drift": sample(1)}),
              ("silent", [drift(0)], {"failures": [], "latency": []}),
              ("input drifts", [count, {"series": 'cxr_drifted{what="input",namespace="cxr"}', "values": "1x20"}, drift(0)], {"drift": sample(0)})]
     tests = [{"name": name, "interval": "1m", "input_series": series, "promql_expr_test": [{"expr": ask[gate], "eval_time": "12m", "exp_samples": want} for gate, want in wanted.items()]} for name, series, wanted in cases]
@@ -154,7 +152,7 @@ def test_images_have_one_set_of_names(rendered):
     assert asked <= IMAGES and asked >= {"cxr-pred-vit", "cxr-pred-page", "cxr-pred-watch", "cxr-pred-llm-cpu", "cxr-pred-llm-cuda", "cxr-pred-train"}
     # what the pipeline pushes, the chart asks for where no digest is given
     build = next(s for s in FLOWS["delivery.yml"]["jobs"]["package"]["steps"] if s.get("id") == "build")["with"]
-    assert [t.rsplit("}:", 1)[1] for t in build["tags"].split("\n") if t] == ["${{ github.sha }}", "${{ steps.version.outputs.version }}"] if "}:" in build["tags"] else False
+    assert [t.split("}}:")[-1] for t in build["tags"].split("\n") if t] == ["${{ github.sha }}", "${{ steps.version.outputs.version }}"]
     values, chart = yaml.safe_load((CHART / "values.yaml").read_text()), yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert values["image"]["tag"] == chart["appVersion"] == VERSION
     for i in matrix: assert not i["target"] or re.search(rf"^FROM \S+ AS {i['target']}$", (DEPLOY / f"docker/{i['file']}.Dockerfile").read_text(), re.M)

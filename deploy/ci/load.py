@@ -43,7 +43,7 @@ def verdict(answers: list[tuple[float, int]], p99_ms: float, failures: float) ->
     "What was measured against the limits. Only a film that was read (200) is an answer: a 5xx or silence is a failure, all else a refusal, and neither is quick."
     times, statuses = sorted(t for t, s in answers if s == 200), Counter(s for _, s in answers)
     failed = sum(n for s, n in statuses.items() if s == 0 or s >= 500) / len(answers)
-    refused = 1 - failed - len(times) / len(answers)
+    refused = sum(n for s, n in statuses.items() if s != 200 and 0 < s < 500) / len(answers)
     p99 = 1000 * times[max(0, -(-99 * len(times) // 100) - 1)] if times else None
     return {"requests": len(answers), "p50_ms": round(1000 * statistics.median(times), 1) if times else None, "p99_ms": p99 and round(p99, 1), "p99_limit_ms": p99_ms,
             "failure_ratio": round(failed, 4), "refused_ratio": round(refused, 4), "failure_limit": failures, "statuses": {str(s): n for s, n in sorted(statuses.items())},
