@@ -12,7 +12,7 @@ ROOT, DEPLOY = root(), root() / "deploy"
 CHECKERS = ROOT / ".venv-deploy" / "bin"
 CHART = DEPLOY / "helm" / "cxr-pred"
 ENVIRONMENTS = {e: [CHART / f"values-{e}.yaml"] for e in ("development", "staging", "production")} | {"canary": [CHART / "values-production.yaml", CHART / "values-canary.yaml"]}
-DIGESTS = {"vit": {"digest": "sha256:" + "a" * 64}, "llm": {"digest": "sha256:" + "b" * 64}, "watch": {"digest": "sha256:" + "c" * 64}}
+DIGESTS = {"vit": {"digest": "sha256:" + "a" * 64}, "llm": {"digest": "sha256:" + "b" * 64}, "watch": {"digest": "sha256:" + "c" * 64}, "page": {"digest": "sha256:" + "d" * 64}, "training": {"digest": "sha256:" + "e" * 64}}
 
 # which test reads which files; `test_every_file_has_a_check` fails for one that none does
 CHECKED = {
@@ -31,7 +31,7 @@ CHECKED = {
 }
 # what other rooms put here, with tests of their own
 ELSEWHERE = {"tests/test_rollout.py": ["deploy/rollout.yaml"], "tests/test_monitoring.py": ["deploy/grafana/dashboards/**"], "tests/test_logs.py": ["deploy/elk/**"],
-             "tests/test_schedules.py": ["deploy/airflow/**"], "tests/test_stack.py": ["deploy/stack/**"]}
+             "tests/test_chart.py": ["deploy/checks/ruff.toml"], "tests/test_schedules.py": ["deploy/airflow/**"], "tests/test_stack.py": ["deploy/stack/**"]}
 
 
 def run(*args, **more) -> subprocess.CompletedProcess: return subprocess.run(list(map(str, args)), capture_output=True, text=True, timeout=500, **({"cwd": ROOT} | more))
@@ -558,12 +558,12 @@ def test_environments_are_the_designs(rendered):
     for e in ("canary", "production"):
         canary = of_kind(rendered[e], "Rollout")["cxr-vit"]["spec"]["strategy"]["canary"]
         assert canary["steps"][0] == {"setWeight": 10} and canary["steps"][1] == {"pause": {} if e == "canary" else {"duration": "30m"}}
-        assert {t["templateName"] for t in canary["analysis"]["templates"]} == set(of_kind(rendered[e], "AnalysisTemplate")) == {"cxr-vit-latency", "cxr-vit-failures"}
+        assert {t["templateName"] for t in canary["analysis"]["templates"]} == set(of_kind(rendered[e], "AnalysisTemplate")) == {"cxr-vit-latency", "cxr-vit-failures", "cxr-vit-drift"}
         assert set(of_kind(rendered[e], "Service")) >= {canary["stableService"], canary["canaryService"]}
         route = of_kind(rendered[e], "HTTPRoute")[canary["trafficRouting"]["plugins"]["argoproj-labs/gatewayAPI"]["httpRoute"]]
         assert {b["name"] for b in route["spec"]["rules"][0]["backendRefs"]} == {canary["stableService"], canary["canaryService"]}
         limits = {n.rsplit("-", 1)[1]: t["spec"]["metrics"][0]["failureCondition"] for n, t in of_kind(rendered[e], "AnalysisTemplate").items()}
-        assert limits["latency"].endswith("> 0.5") and limits["failures"].endswith("> 0.01")
+        assert limits["latency"].endswith("> 0.5") and limits["failures"].endswith("> 0.01") and limits["drift"].endswith("> 0")
         assert all("[5m]" in t["spec"]["metrics"][0]["provider"]["prometheus"]["query"] for t in of_kind(rendered[e], "AnalysisTemplate").values())
         llm = pods(rendered[e])["cxr-llm"]
         assert llm["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1 and llm["tolerations"][0]["key"] == "nvidia.com/gpu" and llm["nodeSelector"]
@@ -571,7 +571,7 @@ def test_environments_are_the_designs(rendered):
         assert "cxr_llm_busy" in queue["metadata"]["query"] and "DCGM_FI_DEV_FB_USED" in memory["metadata"]["query"] and memory["metadata"]["threshold"] == "80"
         assert of_kind(rendered[e], "PrometheusRule")["cxr"]["spec"] == yaml.safe_load((CHART / "files/rules.yml").read_text())
         jobs = {n: m["metadata"]["labels"]["cxr.job"] for n, m in of_kind(rendered[e], "Service").items()}
-        assert jobs == {"cxr-vit": "cxr-reader", "cxr-vit-canary": "cxr-reader", "cxr-llm": "cxr-writer", "cxr-watch": "cxr-watch"} and of_kind(rendered[e], "ServiceMonitor")["cxr"]["spec"]["jobLabel"] == "cxr.job"
+        assert jobs == {"cxr-vit": "cxr-reader", "cxr-vit-canary": "cxr-reader", "cxr-page": "cxr-reader", "cxr-llm": "cxr-writer", "cxr-watch": "cxr-watch"} and of_kind(rendered[e], "ServiceMonitor")["cxr"]["spec"]["jobLabel"] == "cxr.job"
         assert of_kind(rendered[e], "RayJob")["cxr-training"]["spec"]["suspend"] is True
 
 
@@ -660,9 +660,8 @@ def test_delivery_has_the_designs_steps_and_gates():
     assert order["gate"] >= {"commit", "train"} and "gate" in order["package"] and order["staging"] == {"package"} and order["canary"] == {"staging"} and order["production"] == {"canary"}
     for name in ("package", "staging", "canary", "production"): assert f"needs.{list(order[name] - {'train'})[0]}.result == 'success'" in jobs[name]["if"], "a failed step has to stop the next"
     said = {n: "\n".join(s.get("run", "") for s in j.get("steps", [])) for n, j in jobs.items()}
-    assert "gate.py" in said["gate"] and "load.py" in said["staging"] and "helm rollback" in said["staging"] and "gpu_memory.sh" in said["staging"] and "rollout.sh abort" in said["canary"] + said["production"]
-    images = {i["name"] for i in jobs["package"]["strategy"]["matrix"]["include"]}
-    assert {"cxr-pred-vit", "cxr-pred-llm-cuda", "cxr-pred-train"} <= images
+    assert "gate.py" in said["gate"] and "load.py" in said["staging"] and "release.sh back" in said["staging"] and "gpu_memory.sh" in said["staging"] and "rollout.sh abort" in said["canary"] + said["production"]
+    assert {"vit", "page", "llm-cuda", "train"} <= {i["image"] for i in jobs["package"]["strategy"]["matrix"]["include"]}
     built = {(i["file"], i["target"]) for i in jobs["package"]["strategy"]["matrix"]["include"]}
     for file, target in built: assert not target or re.search(rf"^FROM \S+ AS {target}$", (DEPLOY / f"docker/{file}.Dockerfile").read_text(), re.M), (file, target)
 
@@ -685,7 +684,7 @@ def test_python_parts():
     finally: sys.path.pop(0)
     answers = [(0.1, 200)] * 98 + [(0.4, 200)] * 2
     assert load.verdict(answers, 300, 0.01) | {"p99_ms": 400.0, "passed": False} == load.verdict(answers, 300, 0.01)
-    assert load.verdict([(0.1, 200)] * 98 + [(0.1, 503), (0.1, 0)], 300, 0.01)["failure_ratio"] == 0.02 and load.verdict([(0.1, 415)] * 10, 300, 0.01)["passed"]
+    assert load.verdict([(0.1, 200)] * 98 + [(0.1, 503), (0.1, 0)], 300, 0.01)["failure_ratio"] == 0.02 and not load.verdict([(0.1, 415)] * 10, 300, 0.01)["passed"]
     form, kind = load.body(b"film")
     assert kind.split("boundary=")[1].encode() in form and b"\r\n\r\nfilm\r\n" in form
     good(run(sys.executable, "-m", "py_compile", *(DEPLOY / "checks").glob("*.py"), *(DEPLOY / "ci").glob("*.py")))
@@ -695,7 +694,7 @@ def test_rollout_script(tmp_path):
     "A stand-in for kubectl says which phase the canary is in."
     (tmp_path / "kubectl").write_text('#!/bin/sh\necho "$@" >> "$CALLS"\ncase "$*" in *jsonpath*) printf %s "$PHASE" ;; esac\n')
     (tmp_path / "kubectl").chmod(0o755)
-    env = lambda phase: os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PHASE": phase, "CALLS": str(tmp_path / "calls"), "WAIT_MINUTES": "1", "WATCH_MINUTES": "0"}
+    env = lambda phase: os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PHASE": f"2 2 {phase}", "CALLS": str(tmp_path / "calls"), "WAIT_MINUTES": "1", "WATCH_MINUTES": "0"}
     assert run(DEPLOY / "ci/rollout.sh", "wait", env=env("Paused")).returncode == 0 and run(DEPLOY / "ci/rollout.sh", "wait", env=env("Degraded")).returncode == 4
     assert run(DEPLOY / "ci/rollout.sh", "abort", env=env("")).returncode == 0 and '"abort": true' in (tmp_path / "calls").read_text()
     assert run(DEPLOY / "ci/rollout.sh", "nonsense", env=env("")).returncode == 2
@@ -717,8 +716,9 @@ def test_training_begins_when_the_leases_do():
 def test_static_analysis(rendered, tmp_path):
     "checkov over everything that it knows; a Rollout is shown to it as the Deployment that it is."
     (tmp_path / "cluster").mkdir()
-    for e in ("staging", "production"):
-        shown = [dict(m, apiVersion="apps/v1", kind="Deployment") if m["kind"] == "Rollout" else m for m in rendered[e] if m["kind"] != "RayJob"]
+    for e, manifests in rendered.items():
+        shown = [dict(m, apiVersion="apps/v1", kind="Deployment") if m["kind"] == "Rollout" else m for m in manifests if m["kind"] != "RayJob"]
+        shown += [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": n, "namespace": "cxr"}, "spec": s} for n, s in pods(manifests).items() if n.startswith("ray-")]
         (tmp_path / "cluster" / f"{e}.yaml").write_text(yaml.safe_dump_all(shown))
     shutil.copytree(DEPLOY / "docker", tmp_path / "docker", ignore=shutil.ignore_patterns("requirements"))
     shutil.copytree(DEPLOY / "terraform", tmp_path / "terraform", ignore=shutil.ignore_patterns(".terraform"))
@@ -727,6 +727,8 @@ def test_static_analysis(rendered, tmp_path):
     found = json.loads(r.stdout)
     found = found if isinstance(found, list) else [found]
     failed = [(c["check_id"], c["check_name"], c["resource"]) for f in found for c in f.get("results", {}).get("failed_checks", [])]
+    # the probes of Ray's Pods are KubeRay's to add
+    failed = [f for f in failed if not (f[0] in ("CKV_K8S_8", "CKV_K8S_9") and ".ray-" in f[2])]
     assert not failed, failed
     assert {f["check_type"] for f in found if "check_type" in f} >= {"kubernetes", "dockerfile", "terraform"} and sum(f["summary"]["passed"] for f in found if "summary" in f) > 300
 

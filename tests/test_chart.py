@@ -1,0 +1,305 @@
+"The chart and the pipeline, by what an installation would meet: routes, names of images, gates that can be missed, a rollout that is waited for."
+import json, os, re, shutil, subprocess, sys
+from pathlib import Path
+
+import pytest
+import yaml
+from test_deploy import CHART, DEPLOY, ENVIRONMENTS, ROOT, checker, debian, good, of_kind, pins, pods, rendered, run  # noqa: F401
+
+IMAGES = {f"cxr-pred-{i}" for i in ("vit", "page", "watch", "llm-cpu", "llm-cuda", "mlflow", "train")}
+FLOWS = {f.name: yaml.safe_load(f.read_text()) for f in (ROOT / ".github/workflows").glob("*.yml")}
+VERSION = re.search(r"^version *= *(\S+)$", (ROOT / "settings.ini").read_text(), re.M)[1]
+
+
+@pytest.fixture
+def render(tmp_path):
+    "Render an environment with values on top: the manifests, or what was said against them."
+    def make(environment: str, **values):
+        (tmp_path / "more.yaml").write_text(yaml.safe_dump(values))
+        r = run(checker("python"), DEPLOY / "checks/render.py", CHART, *ENVIRONMENTS[environment], tmp_path / "more.yaml")
+        return json.loads(r.stdout) if r.returncode == 0 else r.stderr
+    return make
+
+
+@pytest.fixture
+def stand_in(tmp_path):
+    "Put a program of that name first in the path; it writes down how it is called. The environment to run with comes back."
+    (tmp_path / "bin").mkdir()
+    def make(**programs: str) -> dict:
+        for name, says in programs.items():
+            (tmp_path / "bin" / name).write_text(f'#!/bin/sh\necho "{name} $@" >> "{tmp_path}/calls"\n{says}\n')
+            (tmp_path / "bin" / name).chmod(0o755)
+        return os.environ | {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    make.calls = lambda: (tmp_path / "calls").read_text() if (tmp_path / "calls").exists() else ""
+    return make
+
+
+# ---- the chart
+
+def served_by(manifests: list[dict], path: str) -> str | None:
+    "Who answers a path, as the Gateway API says: of all routes the longest prefix, by whole elements. None: nobody does."
+    found = [(len(m["path"]["value"].rstrip("/")), rule) for route in of_kind(manifests, "HTTPRoute").values() for rule in route["spec"]["rules"] for m in rule["matches"]
+             if m["path"]["type"] == "PathPrefix" and f"{path.rstrip('/')}/".startswith(f"{m['path']['value'].rstrip('/')}/")]
+    if not found: return None
+    behind = max(found, key=lambda f: f[0])[1].get("backendRefs")
+    return behind[0]["name"] if behind else None
+
+
+def test_routes_are_haproxys(rendered):
+    study = "/v1/studies/" + "ab" * 16
+    to_page = [f"{study}/fhir", f"{study}/sr.dcm", f"{study}/heatmap.dcm", "/", "/gradio_api/queue", "/v1/login", "/v1/oidc/callback"]
+    to_page += [f"{p}studies" for p in re.findall(r"use_backend page if \{ path_beg (\S+) \}", (DEPLOY / "haproxy/haproxy.cfg").read_text())]
+    assert to_page[-1] == "/dicomweb/studies"
+    for e in ("staging", "canary", "production"):
+        who = lambda path: served_by(rendered[e], path)
+        assert {p: who(p) for p in to_page} == dict.fromkeys(to_page, "cxr-page"), "the image without those libraries answers 501"
+        assert {who(p) for p in ("/v1/predict", "/v1/batch", "/v1/feedback", "/readyz", "/healthz", "/docs", "/openapi.json")} == {"cxr-vit"}
+        assert who("/metrics") is None, "figures are for Prometheus"
+        services = of_kind(rendered[e], "Service")
+        assert {b["name"] for r in of_kind(rendered[e], "HTTPRoute").values() for rule in r["spec"]["rules"] for b in rule.get("backendRefs", [])} <= set(services)
+        page = pods(rendered[e])["cxr-page"]["containers"][0]
+        assert page["image"].endswith("cxr-pred-page@sha256:" + "d" * 64) and "--no-ui" not in page["args"]
+    assert of_kind(rendered["staging"], "HTTPRoute")["cxr-vit"]["spec"]["hostnames"] == ["cxr-staging.hospital.example"] and not of_kind(rendered["development"], "HTTPRoute")
+
+
+def test_page_can_be_left_out_and_dicom_let_in(render):
+    without = render("production", page={"enabled": False})
+    assert served_by(without, "/dicomweb/studies") is None and served_by(without, "/") is None and "cxr-page" not in of_kind(without, "Deployment")
+    assert "calling" in render("production", page={"dicom": {"enabled": True, "from": ["10.3.0.0/16"]}}), "films from anybody"
+    found = render("production", page={"dicom": {"enabled": True, "calling": ["CT1", "CT2"], "from": ["10.3.0.0/16"], "peer": "ARCHIVE@archive:104"}})
+    env = {v["name"]: v["value"] for v in pods(found)["cxr-page"]["containers"][0]["env"]}
+    assert env.items() >= {"CXR_DICOM_CALLING": "CT1,CT2", "CXR_DICOM_PORT": "11112", "CXR_DICOM_PEER": "ARCHIVE@archive:104"}.items()
+    assert of_kind(found, "Service")["cxr-page-dicom"]["spec"]["ports"][0]["port"] == 11112
+    doors = {p["port"]: rule["from"] for rule in of_kind(found, "NetworkPolicy")["cxr-page"]["spec"]["ingress"] for p in rule["ports"]}
+    assert doors[11112] == [{"ipBlock": {"cidr": "10.3.0.0/16"}}]
+
+
+def test_settings_and_ways_out_are_values(render):
+    found = render("production", service={"env": {"CXR_RETENTION_DAYS": "90", "CXR_THREADS": "1"}}, vit={"env": {"CXR_FILMS_PER_MINUTE": "1200"}}, secrets={"more": {"cxr_session_key": "session-key"}},
+                   network={"egress": [{"cidr": "10.9.8.7/32", "ports": [443]}]})
+    env = {n: [(v["name"], v["value"]) for v in p["containers"][0]["env"]] for n, p in pods(found).items()}
+    for name in ("cxr-vit", "cxr-page", "cxr-watch"):
+        assert ("CXR_RETENTION_DAYS", "90") in env[name] and len(dict(env[name])) == len(env[name]), "a name twice: the cluster would take one of them"
+        paths = {i["path"] for v in pods(found)[name]["volumes"] if "secret" in v for i in v["secret"]["items"]}
+        assert {"cxr_session_key", "cxr_database_url"} <= paths
+        assert {"to": [{"ipBlock": {"cidr": "10.9.8.7/32"}}], "ports": [{"port": 443, "protocol": "TCP"}]} in of_kind(found, "NetworkPolicy")[name]["spec"]["egress"]
+    assert dict(env["cxr-vit"])["CXR_THREADS"] == "1" and dict(env["cxr-vit"])["CXR_FILMS_PER_MINUTE"] == "1200" and "CXR_FILMS_PER_MINUTE" not in dict(env["cxr-page"])
+    assert dict(env["cxr-vit"])["FORWARDED_ALLOW_IPS"] == "10.42.0.0/16", "else all clients are one, and the page is http"
+    assert of_kind(found, "NetworkPolicy")["cxr-llm"]["spec"]["egress"] == []
+    for wrong in ({"CXR_SESSION_KEY": "x"}, {"AWS_SECRET_ACCESS_KEY": "x"}, {"CXR_THREADS": 2}, {"cxr": "x"}): assert isinstance(render("production", vit={"env": wrong}), str), wrong
+    assert "gateway.enabled" in render("production", gateway={"enabled": False})
+
+
+def test_a_release_changes_no_pod_by_its_environment(rendered):
+    "After a canary the plain values of production come: were its Pods others, it would begin anew."
+    shown = {e: {n: m["spec"]["template"] for k in ("Rollout", "Deployment") for n, m in of_kind(rendered[e], k).items()} for e in ("canary", "production")}
+    assert shown["canary"]["cxr-vit"] == shown["production"]["cxr-vit"] and shown["canary"]["cxr-page"] == shown["production"]["cxr-page"] and shown["canary"]["cxr-llm"] == shown["production"]["cxr-llm"]
+
+
+def test_canary_is_judged(rendered, tmp_path):
+    "The queries of the analysis in Prometheus: a canary that reads well, one that fails, one that reads nothing; drift or none."
+    promtool = debian("promtool")
+    ask = {n.rsplit("-", 1)[1]: t["spec"]["metrics"][0]["provider"]["prometheus"]["query"] for n, t in of_kind(rendered["canary"], "AnalysisTemplate").items()}
+    who = 'track="canary",namespace="cxr",job="cxr-reader"'
+    count, failed = {"series": f"cxr_predict_seconds_count{{{who}}}", "values": "0+60x20"}, {"series": f'cxr_failures_total{{{who},code="store_unavailable"}}', "values": "0+60x20"}
+    drift = lambda v: {"series": 'cxr_drifted{what="outcome",namespace="cxr"}', "values": f"{v}x20"}
+    sample = lambda v: [{"labels": "{}", "value": v}]
+    cases = [("clean", [count, drift(0)], {"failures": sample(0), "drift": sample(0)}),
+             ("failing", [count, failed, drift(1)], {"failures": sample(0.5), "drift": sample(1)}),
+             ("silent", [drift(0)], {"failures": [], "latency": []}),
+             ("input drifts", [count, {"series": 'cxr_drifted{what="input",namespace="cxr"}', "values": "1x20"}, drift(0)], {"drift": sample(0)})]
+    tests = [{"name": name, "interval": "1m", "input_series": series, "promql_expr_test": [{"expr": ask[gate], "eval_time": "12m", "exp_samples": want} for gate, want in wanted.items()]} for name, series, wanted in cases]
+    (tmp_path / "t.yml").write_text(yaml.safe_dump({"evaluation_interval": "1m", "tests": tests}))
+    good(run(promtool, "test", "rules", tmp_path / "t.yml"))
+    canary = of_kind(rendered["canary"], "Rollout")["cxr-vit"]["spec"]["strategy"]["canary"]
+    assert {t["templateName"] for t in canary["analysis"]["templates"]} == {f"cxr-vit-{n}" for n in ask}
+    # an hour between two looks is longer than the canary
+    args = pods(rendered["canary"])["cxr-watch"]["containers"][0]["args"]
+    assert int(args[args.index("--every") + 1]) <= 300
+    drop, = of_kind(rendered["canary"], "ServiceMonitor")["cxr"]["spec"]["endpoints"][0]["relabelings"]
+    hit = lambda service, track: bool(re.fullmatch(drop["regex"], f"{service};{track}"))
+    assert hit("cxr-vit-canary", "production") and not hit("cxr-vit-canary", "canary") and not hit("cxr-vit", "production"), "each Pod is asked once"
+
+
+def test_training_job_can_run(rendered):
+    job = of_kind(rendered["production"], "RayJob")["cxr-training"]["spec"]
+    words, env = job["entrypoint"].split(), yaml.safe_load(job["runtimeEnvYAML"])
+    assert "working_dir" not in env and env["env_vars"]["MLFLOW_TRACKING_URI"].startswith("http") and job["submissionMode"] == "HTTPMode", "a Pod that submits would be refused"
+    assert words[0] == "/opt/venv/bin/python" and "--temp" not in words and words[-1] == "profiles/clinical/dvc.yaml" and (ROOT / words[-1]).is_file()
+    settings = [w for i, w in enumerate(words) if words[i - 1] == "-S"]
+    assert dict(s.split("=") for s in settings) == {f"profiles/clinical/params.yaml:train_vit.{k}": v for k, v in (("launcher", "ray"), ("strategy", "ddp"), ("devices", "2"))}
+    known = yaml.safe_load((ROOT / "profiles/clinical/params.yaml").read_text())["train_vit"]
+    assert {"launcher", "strategy", "devices"} <= set(known)
+    policy = of_kind(rendered["production"], "NetworkPolicy")["cxr-training"]["spec"]
+    own = policy["podSelector"]["matchLabels"]
+    cluster = job["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        assert own.items() <= group["template"]["metadata"]["labels"].items()
+        assert {v["name"]: v["value"] for v in group["template"]["spec"]["containers"][0]["env"]}["DVC_SITE_CACHE_DIR"].startswith("/tmp/"), "the root is read-only"
+        assert group["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
+    among = {"podSelector": {"matchLabels": own}}
+    assert {"from": [among]} in policy["ingress"] and {"to": [among]} in policy["egress"], "Ray's machines on any port"
+    assert [p["port"] for rule in policy["egress"] for p in rule.get("ports", [])] == [53, 53, 5000] and [p["port"] for rule in policy["ingress"] for p in rule.get("ports", [])] == [8265]
+
+
+# ---- the pipeline
+
+def test_images_have_one_set_of_names(rendered):
+    matrix = FLOWS["delivery.yml"]["jobs"]["package"]["strategy"]["matrix"]["include"]
+    assert {f"cxr-pred-{i['image']}" for i in matrix} == IMAGES
+    for script in ("package.sh", "sbom.sh"): assert {f"cxr-pred-{i}" for i in re.search(r"set -- ((?:[a-z-]+ ?)+)$", (DEPLOY / "ci" / script).read_text(), re.M)[1].split()} == IMAGES, script
+    asked = {re.search(r"/(cxr-pred-[a-z-]+)[@:]", c["image"])[1] for ms in rendered.values() for p in pods(ms).values() for c in p["containers"]}
+    assert asked <= IMAGES and asked >= {"cxr-pred-vit", "cxr-pred-page", "cxr-pred-watch", "cxr-pred-llm-cpu", "cxr-pred-llm-cuda", "cxr-pred-train"}
+    # what the pipeline pushes, the chart asks for where no digest is given
+    build = next(s for s in FLOWS["delivery.yml"]["jobs"]["package"]["steps"] if s.get("id") == "build")["with"]
+    assert [t.split("}}:")[-1] for t in build["tags"].split("\n") if t] == ["${{ github.sha }}", "${{ steps.version.outputs.version }}"]
+    values, chart = yaml.safe_load((CHART / "values.yaml").read_text()), yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert values["image"]["tag"] == chart["appVersion"] == VERSION
+    for i in matrix: assert not i["target"] or re.search(rf"^FROM \S+ AS {i['target']}$", (DEPLOY / f"docker/{i['file']}.Dockerfile").read_text(), re.M)
+    assert {i["file"] for i in matrix if i["image"] in ("page", "watch")} == {"vit"} and all((DEPLOY / f"docker/requirements/{i['image']}.lock").is_file() for i in matrix if i["file"] == "vit")
+
+
+def test_package_builds_each_image(stand_in, tmp_path):
+    env = stand_in(docker="exit 0") | {"CYCLONEDX": "true", "REGISTRY": "r.example"}
+    good(run(DEPLOY / "ci/package.sh", "llm-cuda", "page", "train", env=env))
+    built = [c for c in stand_in.calls().splitlines() if " build " in c]
+    assert ["--file deploy/docker/llm.Dockerfile --target cuda " in built[0], "--file deploy/docker/vit.Dockerfile --target  --build-arg LOCK=page" in built[1], "train.Dockerfile --target cuda" in built[2]] == [True] * 3, built
+    assert all(f":{VERSION} " in c for c in built) and "--tag r.example/cxr-pred-llm-cuda:" in built[0]
+
+
+def test_bills_of_materials_are_whole(tmp_path):
+    checker("cyclonedx-py")
+    good(run(DEPLOY / "ci/sbom.sh", tmp_path, "train", "llm-cpu"))
+    has = {n: {c["name"] for c in json.loads((tmp_path / f"{n}.cdx.json").read_text())["components"]} for n in ("train", "llm-cpu")}
+    assert {"torch", "nvidia-cudnn-cu13", "lightning"} <= has["train"] and "torch" in has["llm-cpu"] and not [n for n in has["llm-cpu"] if n.startswith("nvidia")]
+    whole, part = pins(DEPLOY / "checks/requirements.lock"), pins(DEPLOY / "checks/requirements.sbom.lock")
+    assert any(p.startswith("cyclonedx-bom==") for p in part) and all(part[p] == whole.get(p) for p in part), "deploy/checks/requirements.sbom.lock is a part of requirements.lock"
+
+
+def test_every_make_has_its_python():
+    "The Makefile wants Python 3.11, and `sudo` drops the path where a runner keeps it."
+    python = re.search(r"^ARG PYTHON=(\S+)$", (DEPLOY / "docker/vit.Dockerfile").read_text(), re.M)[1]
+    made = 0
+    for flow in FLOWS.values():
+        for name, job in flow["jobs"].items():
+            runs = "\n".join(s.get("run", "") for s in job.get("steps", []))
+            assert "sudo make" not in runs, name
+            if not re.search(r"^\s*make ", runs, re.M) or "self-hosted" in job["runs-on"]: continue
+            made += 1
+            assert job["container"]["image"] == python and "apt-get install" in job["steps"][0]["run"] and " git " in job["steps"][0]["run"], name
+        for job in flow["jobs"].values():
+            for s in job.get("steps", []):
+                if s.get("uses", "").startswith("azure/setup-helm@"): assert re.fullmatch(r"v3\.\d+\.\d+", s["with"]["version"]), "Helm 4 has other options"
+    assert made == 2
+    package = FLOWS["delivery.yml"]["jobs"]["package"]["steps"]
+    assert any(s.get("with", {}).get("python-version") == "3.11" for s in package) and "requirements.sbom.lock" in "\n".join(s.get("run", "") for s in package)
+
+
+def test_training_step_is_on_ray():
+    step = next(s for s in FLOWS["delivery.yml"]["jobs"]["train"]["steps"] if "ray job submit" in s.get("run", ""))["run"]
+    assert {"launcher=ray", "strategy=ddp"} <= set(re.findall(r"-S \"\$of\.(\w+=\w+)\"", step)) and "of=profiles/clinical/params.yaml:train_vit\n" in step and step.index("-S ") < step.index("profiles/clinical/dvc.yaml")
+
+
+def test_lint_finds_a_name_that_nobody_defined(tmp_path):
+    ruff = shutil.which("ruff", path=f"{ROOT / '.venv-deploy/bin'}:{os.environ['PATH']}") or pytest.skip("the linter is not here: make deploy-checks")
+    lint = lambda *paths: run(ruff, "check", "--no-cache", "--config", DEPLOY / "checks/ruff.toml", *paths)
+    good(lint(*re.search(r"ruff\.toml (.+)$", (DEPLOY / "ci/lint.sh").read_text(), re.M)[1].split()))
+    (tmp_path / "wrong.py").write_text("def f(): return undefined_here\n")
+    assert lint(tmp_path).returncode == 1 and "F821" in lint(tmp_path).stdout
+
+
+def test_gate_halts_where_a_group_fares_worse(tmp_path):
+    gap = lambda value, passed: {"name": "gap by sex", "value": value, "threshold": 0.1, "wants": "at most", "passed": passed, "action": "report"}
+    def judged(new, old):
+        for name, g in (("new", new), ("old", old)): (tmp_path / name).mkdir(exist_ok=True); (tmp_path / name / "gates.json").write_text(json.dumps({"gates": [g] if g else []}))
+        return run(sys.executable, DEPLOY / "ci/gate.py", tmp_path / "new", tmp_path / "old")
+    missing = gap(None, "not measured")
+    for new, old, code in ((gap(0.09, True), gap(0.02, True), 0), (gap(0.12, False), gap(0.09, True), 3), (gap(0.2, False), gap(0.17, False), 0), (gap(0.23, False), gap(0.17, False), 3),
+                           (missing, gap(0.09, True), 3), (None, gap(0.09, True), 3), (missing, missing, 0), (gap(0.4, False), missing, 0)):
+        r = judged(new, old)
+        assert r.returncode == code and ("Halt: gap by sex was" in r.stdout) == (code == 3), (new, old, r.stdout)
+    assert run(sys.executable, DEPLOY / "ci/gate.py", tmp_path / "new", tmp_path / "nowhere").returncode == 3
+    step = next(s for s in FLOWS["delivery.yml"]["jobs"]["gate"]["steps"] if "gate.py" in s.get("run", ""))["run"]
+    assert 'gate.py "$folder" runs/clinical/metrics' in step and (ROOT / "runs/clinical/metrics/gates.json").is_file()
+
+
+def test_load_test_counts_refusals(rendered):
+    sys.path.insert(0, str(DEPLOY / "ci"))
+    try: import load
+    finally: sys.path.pop(0)
+    refused = load.verdict([(0.2, 200)] * 600 + [(0.001, 429)] * 1400, 300, 0.01)
+    assert not refused["passed"] and refused["refused_ratio"] == 0.7 and refused["failure_ratio"] == 0 and refused["p50_ms"] == 200, "an answer that was none is not a quick one"
+    assert load.verdict([(0.2, 200)] * 990 + [(0.001, 415)] * 10, 300, 0.01)["passed"] and not load.verdict([(0.001, 401)] * 10, 300, 0.01)["passed"]
+    assert load.verdict([(0.4, 200)] * 2 + [(0.1, 200)] * 98, 300, 0.01)["p99_ms"] == 400
+    # and the readers of staging let the whole test through
+    load_step = next(s["run"] for s in FLOWS["delivery.yml"]["jobs"]["staging"]["steps"] if "load.py" in s.get("run", ""))
+    env = {v["name"]: v["value"] for v in pods(rendered["staging"])["cxr-vit"]["containers"][0]["env"]}
+    assert int(env["CXR_FILMS_PER_MINUTE"]) / int(env["CXR_INSTANCES"]) > int(re.search(r"--requests (\d+)", load_step)[1])
+
+
+def test_rollout_is_waited_for(stand_in, tmp_path):
+    "What the controller says of the specification before is no answer."
+    (tmp_path / "says").write_text("")
+    env = stand_in(kubectl=f'case "$*" in *jsonpath*) head -n 1 "{tmp_path}/says"; sed -i 1d "{tmp_path}/says" ;; esac') | {"EVERY_S": "0", "WAIT_MINUTES": "4", "WATCH_MINUTES": "2"}
+    def ended(do, *said):
+        (tmp_path / "says").write_text("\n".join(said) + "\n")
+        return run(DEPLOY / "ci/rollout.sh", do, env=env).returncode
+    assert ended("wait", "3 2 Healthy", "3 3 Progressing", "3 3 Paused") == 0
+    assert ended("wait", *["3 2 Healthy"] * 5) == 4, "nobody has looked at it"
+    assert ended("wait", "3 2 Degraded", "3 3 Degraded") == 4 and ended("wait", *[""] * 5) == 4
+    assert ended("finish", "3 3 Paused", "3 3 Progressing", "3 3 Healthy") == 0 and ended("finish", *["3 3 Paused"] * 5) == 4, "still paused is not done"
+    assert ended("watch", "3 3 Paused", "3 3 Paused") == 0 and ended("watch", "3 3 Paused", "3 3 Degraded") == 4
+    give = "\n".join(s.get("run", "") for s in FLOWS["delivery.yml"]["jobs"]["production"]["steps"])
+    assert give.index("promote") < give.index("rollout.sh finish") < give.index("upgrade production")
+
+
+def test_release_installs_and_goes_back(stand_in, tmp_path):
+    if shutil.which("jq") is None: pytest.skip("jq is not here")
+    project = tmp_path / "project"
+    (project / "deploy/ci").mkdir(parents=True); shutil.copy(DEPLOY / "ci/release.sh", project / "deploy/ci")
+    for i, image in enumerate(sorted(IMAGES)): (project / "package" / image).mkdir(parents=True); (project / "package" / image / "digest").write_text(f"sha256:{i:064}\n")
+    history = [{"revision": 4, "status": "superseded"}, {"revision": 5, "status": "deployed"}, {"revision": 6, "status": "failed"}]
+    env = stand_in(helm=f"""case "$*" in history*) echo '{json.dumps(history)}' ;; "get values"*) echo '{{"page": {{"digest": "sha256:old"}}}}' ;; esac""") | {"REGISTRY": "r.example", "HOST": "h.example"}
+    release = lambda *args, **more: run(project / "deploy/ci/release.sh", *args, env=env | more)
+    told = lambda: dict(w.split("=", 1) for w in stand_in.calls().splitlines()[-1].split() if "digest=" in w or "hostname=" in w)
+    good(release("upgrade", "production"))
+    assert told() == {"gateway.hostname": "h.example"} | {f"{k}.digest": f"sha256:{sorted(IMAGES).index('cxr-pred-' + v):064}" for k, v in (("vit", "vit"), ("watch", "watch"), ("page", "page"), ("llm", "llm-cuda"), ("training", "train"))}
+    assert "--namespace cxr " in stand_in.calls().splitlines()[-1] and "values-canary" not in stand_in.calls()
+    new = told()
+    good(release("upgrade", "canary"))
+    assert told() == new | {"page.digest": "sha256:old"}, "the page reads all films that are handed in there: it is no canary"
+    good(release("upgrade", "staging", "--atomic"))
+    assert told() == new and "--namespace cxr-staging" in stand_in.calls().splitlines()[-1] and "--atomic" in stand_in.calls().splitlines()[-1]
+    assert good(release("revision", "cxr")).strip() == "5"
+    good(release("back", "cxr", "6")); assert "rollback" not in stand_in.calls(), "it still runs"
+    good(release("back", "cxr", "0")); assert "rollback" not in stand_in.calls()
+    good(release("back", "cxr", "5")); assert "helm rollback cxr 5 --namespace cxr " in stand_in.calls()
+    assert release("upgrade", "moon").returncode == 2 and release().returncode == 2
+    assert good(run(project / "deploy/ci/release.sh", "revision", "cxr", env=stand_in(helm="exit 1"))).strip() == "0"
+    # the chart knows every value that is set
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert all(k.split(".")[1] in values[k.split(".")[0]] for k in new)
+
+
+def test_gpu_memory_asks_for_one_more(stand_in):
+    if shutil.which("jq") is None: pytest.skip("jq is not here")
+    answer = lambda value: f"""echo '{{"data": {{"result": [{value}]}}}}'"""
+    ask = lambda value: good(run(DEPLOY / "ci/gpu_memory.sh", "http://p:9090", "cxr-staging", env=stand_in(curl=answer(value), kubectl="case \"$*\" in *jsonpath*) printf 2 ;; esac")))
+    assert "nothing to judge" in ask("") and "kubectl" not in stand_in.calls()
+    ask('{"value": [0, "79.9"]}'); assert "patch" not in stand_in.calls()
+    ask('{"value": [0, "80.1"]}'); assert '{"spec": {"minReplicaCount": 3}}' in stand_in.calls()
+
+
+# ---- what is written about it
+
+def test_readme_installs_what_the_chart_has(rendered):
+    text = (DEPLOY / "README.md").read_text()
+    command = re.search(r"helm upgrade --install cxr .*?(?=\n```|\n\n)", text, re.S)[0]
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    for path in re.findall(r"--set ([\w.]+)=", command):
+        at = values
+        for key in path.split("."): assert key in at, path; at = at[key]
+    for name in ("vit", "page", "watch", "llm"): assert f"{name}.digest" in command, "the tag of a version moves, a digest does not"
+    for key in re.findall(r"`((?:gateway|page|network|training|secrets|service)\.[\w.]+)`", text):
+        at = values
+        for part in key.split("."): assert part in at, key; at = at[part]
