@@ -1,0 +1,79 @@
+"Machines, their firewall, their logs and their volume: what Terraform, Ansible and deploy/elk make, held against what is put on them."
+import base64, http.server, json, math, os, re, shutil, ssl, subprocess, sys, threading, time
+from pathlib import Path
+
+import jinja2
+import pytest
+import yaml
+from test_deploy import CHART, DEPLOY, DIGESTS, ENVIRONMENTS, ROOT, checker, composed, good, rendered, run, terraform  # noqa: F401  fixtures among them
+
+ROLES = DEPLOY / "ansible/roles"
+INVENTORY = yaml.safe_load((DEPLOY / "ansible/inventory.example.yml").read_text())["all"]
+
+
+def defaults() -> dict: return {k: v for p in sorted(ROLES.glob("*/defaults/main.yml")) for k, v in yaml.safe_load(p.read_text()).items()}
+
+
+def template(role: str, name: str, **values) -> str:
+    "A template as Ansible fills it in: the roles' defaults, then the inventory's values, then these."
+    env = jinja2.Environment(trim_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    env.globals["lookup"] = lambda kind, path: Path(path).read_text().rstrip()
+    return env.from_string((ROLES / role / "templates" / name).read_text()).render(defaults() | INVENTORY["vars"] | values)
+
+
+# ---- the firewall
+
+def test_firewall_lets_in_what_terraform_does():
+    "One list for both: port and network of each rule of the plan, and no other."
+    plan = (DEPLOY / "terraform/plan/outputs.tf").read_text()
+    asked = {(int(port), cidr) for port, cidr in re.findall(r"= \{ port = (\d+), cidr = var\.(\w+)_cidr \}", plan)}
+    rules = re.findall(r"ip saddr (\S+) tcp dport \{ ([\d, ]+) \} accept", template("base", "nftables.conf.j2", base_admin_cidr="admin", base_clinic_cidr="clinic"))
+    assert {(int(p), who) for who, ports in rules for p in ports.split(",")} == asked == {(443, "clinic"), (4242, "clinic"), (22, "admin"), (6443, "admin")}
+    alone = template("base", "nftables.conf.j2", base_private_cidr="")
+    assert "10.40.0.0" not in alone and alone.count("ip saddr") == 2, "a single server has no private network to trust"
+
+
+MACHINE = r'''
+import os, socket, subprocess, sys, time
+nft, rules = sys.argv[1:]
+def sh(line, check=True, **more): return subprocess.run(line, shell=True, check=check, capture_output=True, text=True, **more)
+def room():
+    "A network of its own, by the process that keeps it."
+    p = subprocess.Popen(["unshare", "--net", "sleep", "60"]); time.sleep(0.3); sh(f"nsenter --net=/proc/{p.pid}/ns/net ip link set lo up"); return p
+def inside(p, line, **more): return sh(f"nsenter --net=/proc/{p.pid}/ns/net {line}", **more)
+PY = sys.executable
+SERVE = "import socket, sys\ns = socket.create_server((sys.argv[1], int(sys.argv[2])))\nwhile True:\n c, _ = s.accept(); c.sendall(b'here'); c.close()"
+CALL = "import socket, sys\nfor port in sys.argv[3:]:\n try: said = socket.create_connection((sys.argv[2], int(port)), 0.4, (sys.argv[1], 0)).recv(9).decode()\n except OSError: said = 'no'\n print(port, said, sep=':', end=' ')"
+kept = []
+try:
+    outside, box = room(), room(); kept += [outside, box]
+    sh("ip link set lo up; sysctl -w net.ipv4.ip_forward=1")
+    sh(f"ip link add eth0 type veth peer name v0 netns {outside.pid}; ip addr add 203.0.113.1/24 dev eth0; ip link set eth0 up; for n in 192.0.2.0/24 198.51.100.0/24 198.18.0.0/24 10.40.0.0/24; do ip route add $n dev eth0; done")
+    for a in ("203.0.113.9/24", "192.0.2.9/32", "198.51.100.9/32", "198.18.0.9/32", "10.40.0.9/32"): inside(outside, f"ip addr add {a} dev v0")
+    inside(outside, "ip link set v0 up")
+    sh(f"ip link add br-cxr type bridge; ip addr add 172.30.0.1/24 dev br-cxr; ip link set br-cxr up; ip link add b0 type veth peer name v0 netns {box.pid}; ip link set b0 master br-cxr; ip link set b0 up; bridge link set dev b0 hairpin on")
+    inside(box, "ip addr add 172.30.0.2/24 dev v0"); inside(box, "ip link set v0 up"); inside(box, "ip route add default via 172.30.0.1")
+    # what Docker makes of -p 443:8000 and -p 3000:8000
+    sh(f"{nft} -f -", input="table ip docker {\n chain in { type nat hook prerouting priority dstnat; fib daddr type local tcp dport { 443, 3000 } dnat to 172.30.0.2:8000; }\n chain out { type nat hook postrouting priority srcnat; ip saddr 172.30.0.0/24 ip daddr 172.30.0.0/24 masquerade; }\n}\n")
+    if rules: sh(f"{nft} -f {rules}"); sh(f"{nft} -f {rules}")   # again: it takes its own table's place
+    for where, at, port in ((box, "172.30.0.2", 8000), (None, "0.0.0.0", 22), (None, "0.0.0.0", 9100)):
+        kept.append(subprocess.Popen([*(["nsenter", f"--net=/proc/{where.pid}/ns/net"] if where else []), PY, "-c", SERVE, at, str(port)]))
+    time.sleep(0.6)
+    def call(name, p, source, *ports): print(name, inside(p, f"{PY} -c \"$CALL\" {source} 203.0.113.1 {' '.join(map(str, ports))}", env=os.environ | {"CALL": CALL}).stdout)
+    for name, source in {"admin": "192.0.2.9", "clinic": "198.51.100.9", "stranger": "198.18.0.9", "machine": "10.40.0.9"}.items(): call(name, outside, source, 443, 3000, 22, 9100)
+    call("container", box, "172.30.0.2", 443, 22)
+finally:
+    for p in kept: p.kill()
+'''
+
+
+def test_firewall_holds_for_what_containers_publish(tmp_path):
+    "Real packets between three networks: a port that is turned to a container is open to those who may, and to nobody else."
+    nft = shutil.which("nft", path=os.environ["PATH"] + ":/usr/sbin")
+    if nft is None or shutil.which("ip", path=os.environ["PATH"] + ":/usr/sbin") is None or os.geteuid() or run("unshare", "--net", "true").returncode: pytest.skip("needs root, network namespaces and Debian's nftables and iproute2")
+    (tmp_path / "rules").write_text(template("base", "nftables.conf.j2"))
+    seen = lambda rules: {l.split()[0]: dict(w.split(":") for w in l.split()[1:]) for l in good(run("unshare", "--net", sys.executable, "-c", MACHINE, nft, rules)).splitlines()}
+    before, after = seen(""), seen(tmp_path / "rules")
+    assert {v for w in before.values() for v in w.values()} == {"here"}, "without the rules all are let in, so that what follows shows something"
+    assert after["clinic"] == {"443": "here", "3000": "no", "22": "no", "9100": "no"} and after["admin"] == {"443": "no", "3000": "no", "22": "here", "9100": "no"}
+    assert set(after["stranger"].values()) == {"no"} and set(after["machine"].values()) == {"here"} and after["container"] == {"443": "here", "22": "here"}
