@@ -77,3 +77,89 @@ def test_firewall_holds_for_what_containers_publish(tmp_path):
     assert {v for w in before.values() for v in w.values()} == {"here"}, "without the rules all are let in, so that what follows shows something"
     assert after["clinic"] == {"443": "here", "3000": "no", "22": "no", "9100": "no"} and after["admin"] == {"443": "no", "3000": "no", "22": "here", "9100": "no"}
     assert set(after["stranger"].values()) == {"no"} and set(after["machine"].values()) == {"here"} and after["container"] == {"443": "here", "22": "here"}
+
+
+# ---- logs
+
+class Secured:
+    "What of an Elasticsearch with TLS and a user rsyslog speaks to; who has no right password gets 401."
+
+    def __init__(self, pem: Path, user: str, password: str):
+        documents, refused, right = [], [], "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+        class Answer(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            def answer(self, status: int, body: dict):
+                data = b"" if self.command == "HEAD" else json.dumps(body).encode()
+                self.send_response(status); self.send_header("Content-Length", str(len(data))); self.end_headers(); self.wfile.write(data)
+            def do_POST(self):
+                lines = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode().splitlines()
+                if self.headers["Authorization"] != right: refused.append(self.path); return self.answer(401, {"error": "security_exception", "status": 401})
+                documents.extend(zip(map(json.loads, lines[::2]), map(json.loads, lines[1::2])))
+                self.answer(200, {"took": 1, "errors": False, "items": [{"index": {"status": 201}} for _ in lines[::2]]})
+            do_GET = do_HEAD = do_POST
+            def log_message(self, *a): pass
+        self.documents, self.refused, self.server = documents, refused, http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER); context.load_cert_chain(pem)
+        self.server.socket = context.wrap_socket(self.server.socket, server_side=True, do_handshake_on_connect=False)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self): self.server.shutdown(); self.server.server_close()
+
+
+@pytest.mark.skipif(not shutil.which("rsyslogd") or not os.path.exists("/usr/lib/x86_64-linux-gnu/rsyslog/omelasticsearch.so"), reason="Debian's rsyslog and rsyslog-elasticsearch are not installed")
+def test_a_machines_log_reaches_a_secured_elasticsearch(tmp_path):
+    from cxr_pred.ops.stack import certificate
+    pem, index = certificate(tmp_path), None
+    (tmp_path / "password").write_text("a-long_word~of.letters+1/=\n")
+    index = Secured(pem, "cxr_writer", "a-long_word~of.letters+1/=")
+    def sent(name: str, **values) -> list:
+        "Documents that arrive when a line is written to a machine whose configuration was made with these values."
+        folder, before, refused = tmp_path / name, len(index.documents), len(index.refused); folder.mkdir()
+        made = template("base", "rsyslog.conf.j2", **({"base_logs_host": "127.0.0.1", "base_logs_port": index.server.server_port, "base_logs_ca_file": "its authority", "base_logs_password_file": str(tmp_path / "password")} | values)).replace("/etc/ssl/certs/cxr-logs.pem", str(pem))
+        (folder / "conf").write_text(f'global(workDirectory="{folder}")\nmodule(load="imfile")\ninput(type="imfile" file="{folder}/messages" tag="sshd:" severity="warning")\n{made}')
+        (folder / "messages").write_text(f'from {name} "quoted"\n')
+        good(run("rsyslogd", "-N1", "-f", folder / "conf"))
+        p = subprocess.Popen(["rsyslogd", "-n", "-f", str(folder / "conf"), "-i", str(folder / "pid")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            end = time.monotonic() + 8
+            while time.monotonic() < end and not any(name in d["message"] for _, d in index.documents[before:]) and len(index.refused) == refused: time.sleep(0.05)
+        finally: p.terminate(); p.wait(20)
+        return [(a, d) for a, d in index.documents[before:] if name in d["message"]]
+    try:
+        (where, line), = sent("right")
+        assert where["index"]["_index"] == "cxr-logs", "the alias that deploy/elk's policy ends"
+        assert line["message"].endswith('from right "quoted"') and line["log.level"] == "warning" and line["process.name"] == "sshd" and line["@timestamp"]
+        (tmp_path / "other").write_text("b-long_word~of.letters+1/=\n")
+        assert not sent("wrong", base_logs_password_file=str(tmp_path / "other")) and index.refused
+    finally: index.close()
+    fields = json.loads((DEPLOY / "elk/index-template.json").read_text())["template"]["mappings"]["properties"]
+    for name in line:
+        head, _, rest = name.partition(".")
+        assert head in fields and (not rest or rest in fields[head]["properties"]), name
+
+
+def test_the_logs_password_is_shown_nowhere():
+    "The file that holds it is root's, and neither --diff nor a failed task prints it."
+    tasks = {t["name"]: t for t in yaml.safe_load((ROLES / "base/tasks/main.yml").read_text())}
+    assert tasks["Logs go to Elasticsearch"]["ansible.builtin.template"]["mode"] == "0600" and tasks["Logs go to Elasticsearch"]["diff"] is False and tasks["The log's password can stand in a configuration"]["no_log"]
+    rule = re.search(r'match\("(.+)"\)', tasks["The log's password can stand in a configuration"]["ansible.builtin.assert"]["that"])[1]
+    assert re.match(rule, "f" * 48) and not any(re.match(rule, w) for w in ('sixteen"characters', "sixteen$characters", "sixteen\\characters", "short"))
+    plain = template("base", "rsyslog.conf.j2", base_logs_host="logs", base_logs_tls=False, base_logs_user="")
+    assert "pwd" not in plain and "usehttps" not in plain
+
+
+def test_composes_logs_end(composed):  # noqa: F811
+    "Filebeat puts deploy/elk's policy, its template names it, its user may, and no setting is one that its version does not know."
+    conf, services = yaml.safe_load((DEPLOY / "compose/filebeat/filebeat.yml").read_text()), composed["services"]
+    mounts = {v["target"]: (DEPLOY / "compose" / v["source"]).resolve() for v in services["filebeat"]["volumes"] if v["type"] == "bind"}
+    policy = json.loads(mounts[conf["setup.ilm"]["policy_file"]].read_text())["policy"]["phases"]
+    assert policy["delete"]["actions"] == {"delete": {}} and policy["hot"]["actions"]["rollover"], "a policy that deletes, and has something to delete"
+    assert set(conf["setup.ilm"]) <= {"enabled", "policy_name", "policy_file", "check_exists", "overwrite"} and conf["setup.ilm"]["enabled"] and conf["setup.ilm"]["overwrite"], "of Filebeat 8 and later; rollover_alias and pattern are gone"
+    # a template that is there already would go on naming another policy
+    assert conf["setup.template"]["overwrite"] and json.loads((DEPLOY / "elk/index-template.json").read_text())["template"]["settings"]["index.lifecycle.name"] == conf["setup.ilm"]["policy_name"]
+    role = json.loads(re.search(r"echo '(\{.*\})' \| put role/log_writer", services["elastic-users"]["command"][0])[1])
+    assert {"manage_ilm", "manage_index_templates", "monitor"} <= set(role["cluster"]) and {"create_doc", "auto_configure", "manage"} <= set(role["indices"][0]["privileges"]) and "filebeat-*" in role["indices"][0]["names"]
+    assert not re.search(r" -[a-z]{2,}", services["filebeat"]["entrypoint"][2].split("exec filebeat")[1]), "long options have two hyphens"
+    # lines in Elastic's schema, from each image whose lock can write them
+    for name, lock in {"vit": "vit", "vit-canary": "vit", "page": "page", "cxr-watch": "watch"}.items():
+        assert "--ecs" in services[name]["command"] and "\necs-logging==" in (DEPLOY / f"docker/requirements/{lock}.lock").read_text(), name
