@@ -598,7 +598,7 @@ def test_terraform(tmp_path):
     tf = lambda *args: run(checker("python"), DEPLOY / "checks/terraform.py", work, *args)
     good(tf("init", "-backend=false", "-no-color"))
     assert json.loads(good(tf("validate", "-json")))["valid"]
-    assert "6 passed, 0 failed" in good(tf("test", "-no-color"))
+    assert "11 passed, 0 failed" in good(tf("test", "-no-color"))
 
 
 def test_terraform_clouds_pass_the_same_figures():

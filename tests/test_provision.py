@@ -163,3 +163,135 @@ def test_composes_logs_end(composed):  # noqa: F811
     # lines in Elastic's schema, from each image whose lock can write them
     for name, lock in {"vit": "vit", "vit-canary": "vit", "page": "page", "cxr-watch": "watch"}.items():
         assert "--ecs" in services[name]["command"] and "\necs-logging==" in (DEPLOY / f"docker/requirements/{lock}.lock").read_text(), name
+
+
+# ---- machines
+
+GIB = {"Mi": 1 / 1024, "Gi": 1}
+def cores(word: str) -> float: return float(word[:-1]) / 1000 if word.endswith("m") else float(word)
+def gib(word: str) -> float: return float(word[:-2]) * GIB[word[-2:]]
+
+
+def asked(manifests: list[dict]) -> dict[str, float]:
+    "What the Pods of the chart ask for at their fewest, with those that are there twice while a version changes."
+    fewest = {m["spec"]["scaleTargetRef"]["name"]: m["spec"].get("minReplicas") or m["spec"].get("minReplicaCount") for m in manifests if m["kind"] in ("HorizontalPodAutoscaler", "ScaledObject")}
+    out = {"cores": 0.0, "memory_gb": 0.0, "largest_gb": 0.0, "gpus": 0}
+    for m in manifests:
+        if m["kind"] not in ("Deployment", "Rollout"): continue
+        n, spec = fewest.get(m["metadata"]["name"]) or m["spec"].get("replicas", 1), m["spec"]["template"]["spec"]
+        n += n if m["kind"] == "Rollout" else m["spec"].get("strategy", {}).get("rollingUpdate", {}).get("maxSurge", 0)
+        requests = [c["resources"]["requests"] for c in spec["containers"]]
+        if gpus := sum(int(r.get("nvidia.com/gpu", 0)) for r in requests): out["gpus"] += n * gpus; continue   # on a machine of its own
+        memory = sum(gib(r["memory"]) for r in requests)
+        out["cores"] += n * sum(cores(r["cpu"]) for r in requests); out["memory_gb"] += n * memory; out["largest_gb"] = max(out["largest_gb"], memory)
+    return out
+
+
+def test_what_the_chart_asks_for_is_what_terraform_refuses_less_than(rendered):  # noqa: F811
+    plan = (DEPLOY / "terraform/plan/main.tf").read_text()
+    table = {e: {k: float(v) for k, v in re.findall(r"(\w+) = ([\d.]+)", row)} for e, row in re.findall(r"^    (\w+) +=\s+\{ (cores = [^}]+) \}$", plan, re.M)}
+    for e in ("development", "staging", "production"):
+        wants = asked(rendered[e])
+        for what, least in wants.items(): assert least <= table[e][what] <= math.ceil(1.5 * least) + 2, f"{e}: the chart asks for {least} {what}, the plan says {table[e][what]}"
+    assert asked(rendered["canary"]) == asked(rendered["production"]) and set(table["none"].values()) == {0}
+
+
+def hcl(cloud: str) -> dict[str, dict[str, dict]]:
+    "Resources of a cloud's description, by type and name."
+    read = "import sys, json, hcl2; print(json.dumps([hcl2.load(open(f)) for f in sys.argv[1:]]))"
+    out = {}
+    for f in json.loads(good(run(checker("python"), "-c", read, *sorted((DEPLOY / "terraform" / cloud).glob("*.tf"))))):
+        for block in f.get("resource", []):
+            for kind, named in block.items():
+                for name, body in named.items(): out.setdefault(kind.strip('"'), {})[name.strip('"')] = body
+    return out
+
+
+def test_every_machine_on_aws_has_a_way_out():
+    "A machine without a public address reaches packages and images through the NAT gateway; one with an address by the gateway itself."
+    there = hcl("aws")
+    plain = lambda value: re.sub(r"^\$\{(.*)\}$", r"\1", str(value).strip('"'))
+    table = {plain(a["subnet_id"]).split(".")[1]: plain(a["route_table_id"]).split(".")[1] for a in there["aws_route_table_association"].values()}
+    route = {subnet: there["aws_route_table"][t]["route"][0] for subnet, t in table.items()}
+    assert set(route) == set(there["aws_subnet"]) == {"public", "private"}
+    assert "nat_gateway_id" in route["private"] and "gateway_id" in route["public"] and "nat_gateway_id" not in route["public"] and plain(there["aws_nat_gateway"]["out"]["subnet_id"]) == "aws_subnet.public.id"
+    # behind the gateway: who has no address of its own
+    assert re.match(r"contains\(values\(module\.plan\.floating_ips\), each\.key\) \? aws_subnet\.public\.id : aws_subnet\.private\.id$", plain(there["aws_instance"]["node"]["subnet_id"]).strip())
+    assert plain(there["aws_instance"]["serving"]["subnet_id"]) == "aws_subnet.private.id" and [plain(s) for s in there["aws_autoscaling_group"]["gpu"]["vpc_zone_identifier"]] == ["aws_subnet.private.id"]
+    assert plain(there["aws_subnet"]["public"]["availability_zone"]) == "aws_subnet.private.availability_zone", "the volume of films is in one zone"
+
+
+def test_both_clouds_pass_every_figure():
+    "No figure of the plan is fixed in a cloud; a lease asks for machines, not for GPUs; the size of a machine is the cloud's own word."
+    figures = set(re.findall(r'^variable "(\w+)"', (DEPLOY / "terraform/plan/variables.tf").read_text(), re.M))
+    for cloud, size in ("openstack", "openstack_compute_flavor_v2"), ("aws", "aws_ec2_instance_type"):
+        main = (DEPLOY / "terraform" / cloud / "main.tf").read_text()
+        module = re.search(r'module "plan" \{\n(.*?)\n\}', main, re.S)[1]
+        assert set(re.findall(r"^  (\w+) +=", module, re.M)) == figures | {"source"}, cloud
+        assert re.search(rf"machine += \{{ cores = data\.{size}\.node\.", module)
+        outputs = (DEPLOY / "terraform" / cloud / "outputs.tf").read_text()
+        assert {"addresses", "inventory", "data_device", "capacity"} <= set(re.findall(r'^output "(\w+)"', outputs, re.M))
+    lease = (DEPLOY / "terraform/openstack/outputs.tf").read_text()
+    assert "min=${block.hosts},max=${block.hosts}" in lease and "block.gpus" not in lease
+
+
+def test_the_example_for_production_names_variables():
+    text = (DEPLOY / "terraform/terraform.tfvars.example").read_text()
+    named = re.findall(r"^# (\w+) += ", text, re.M)
+    known = {c: set(re.findall(r'^variable "(\w+)"', (DEPLOY / f"terraform/{c}/variables.tf").read_text(), re.M)) for c in ("openstack", "aws")}
+    assert {"environment", "serving_gpus", "storage_gb"} <= set(named) & known["openstack"] & known["aws"] and set(named) <= known["openstack"] | known["aws"]
+
+
+# ---- the cluster and its volume
+
+def test_the_inventory_asks_for_all_that_is_refused_empty():
+    "What a role refuses to run without, and has no value for, stands in the example."
+    for role in sorted(p.name for p in ROLES.iterdir()):
+        tasks, own = yaml.safe_load((ROLES / role / "tasks/main.yml").read_text()), yaml.safe_load((ROLES / role / "defaults/main.yml").read_text())
+        wanted = {n for t in tasks if "ansible.builtin.assert" in t for n in own if own[n] == "" and re.search(rf"\b{n}\b", str(t["ansible.builtin.assert"]["that"]))}
+        assert wanted <= set(INVENTORY["vars"]), role
+        if role in ("gpu", "k3s", "share"): assert wanted, role
+    groups = {h.split(":")[0] for p in yaml.safe_load((DEPLOY / "ansible/site.yml").read_text()) for h in p["hosts"].split(":")} - {"all"}
+    there = lambda g: {n for n, body in (g.get("children") or {}).items()} | {m for body in (g.get("children") or {}).values() for m in there(body or {})}
+    assert groups <= there(INVENTORY) and INVENTORY["children"]["machines"]["vars"]["ansible_user"] and "ProxyJump" in INVENTORY["children"]["inside"]["vars"]["ansible_ssh_common_args"]
+
+
+def test_readers_on_several_machines_get_the_same_films(rendered, tmp_path):  # noqa: F811
+    "The chart's claim finds the volume that Ansible makes: name, class, access, and whose files they are."
+    made = list(yaml.safe_load_all(template("k3s", "share.yaml.j2")))
+    for i, m in enumerate([*made, yaml.safe_load(template("k3s", "gpu.yaml.j2"))]): (tmp_path / f"{i}.yaml").write_text(yaml.safe_dump(m))
+    good(run(checker("kubernetes-validate"), "--strict", "-k", "1.33.0", *tmp_path.glob("*.yaml")))
+    volumes = {m["spec"]["claimRef"]["name"]: m for m in made if m["kind"] == "PersistentVolume"}
+    (tmp_path / "values").write_text(yaml.safe_dump(DIGESTS | {"vit": DIGESTS["vit"] | {"state": {"storageClass": made[0]["metadata"]["name"]}}}))
+    claim = next(m for m in json.loads(good(run(checker("python"), DEPLOY / "checks/render.py", CHART, *ENVIRONMENTS["production"], tmp_path / "values"))) if m["kind"] == "PersistentVolumeClaim")
+    volume = volumes[claim["metadata"]["name"]]["spec"]
+    assert claim["spec"]["storageClassName"] == volume["storageClassName"] == made[0]["metadata"]["name"] and claim["spec"]["accessModes"] == volume["accessModes"] == ["ReadWriteMany"] and gib(claim["spec"]["resources"]["requests"]["storage"]) <= gib(volume["capacity"]["storage"])
+    readme = (DEPLOY / "README.md").read_text()
+    assert f"kubectl create namespace {volume['claimRef']['namespace']} " in readme and f"--set vit.state.storageClass={volume['storageClassName']}" in readme
+    assert yaml.safe_load((CHART / "values.yaml").read_text())["training"]["claim"] in volumes
+    # the folder that is mounted is one that the role makes and exports, and its owner is who the Pods are
+    folders = [f"{defaults()['share_folder']}/{f}" for f in defaults()["share_folders"]]
+    assert sorted(v["spec"]["nfs"]["path"] for v in volumes.values()) == sorted(folders) and {v["spec"]["nfs"]["server"] for v in volumes.values()} == {INVENTORY["children"]["machines"]["children"]["workers"]["hosts"][next(iter(INVENTORY["children"]["data"]["hosts"]))]["ansible_host"]}
+    user, = {p["spec"]["template"]["spec"]["securityContext"]["runAsUser"] for p in rendered["production"] if p["kind"] == "Rollout"}
+    assert f"all_squash,anonuid={user},anongid={user}" in template("share", "exports.j2") and INVENTORY["vars"]["base_private_cidr"] in template("share", "exports.j2")
+
+
+def test_a_disk_with_something_on_it_is_left_alone():
+    tasks = yaml.safe_load((ROLES / "share/tasks/main.yml").read_text())
+    names = [t["name"] for t in tasks]
+    look, refuse, make = (next(t for t in tasks if t["name"] == n) for n in ("What the disk holds is known", "The disk is empty, or ours", "An empty disk is formatted"))
+    assert names.index(look["name"]) < names.index(refuse["name"]) < names.index(make["name"])
+    assert refuse["ansible.builtin.assert"]["that"] == "share_found.rc == 2 or 'LABEL=cxr-data' in share_found.stdout_lines" and make["when"] == "share_found.rc == 2" and look["check_mode"] is False
+
+
+def test_the_cluster_starts_and_shows_its_gpus(rendered):  # noqa: F811
+    "kubelet refuses to start where protect-kernel-defaults is set and the kernel is not as it wants; Pods with a GPU get the runtime, a place and a count."
+    config = lambda *groups, role="agent": yaml.safe_load(template("k3s", "config.yaml.j2", group_names=list(groups), k3s_role=role))
+    kernel = next(t["ansible.builtin.copy"] for t in yaml.safe_load((ROLES / "k3s/tasks/main.yml").read_text()) if t["name"].startswith("The kernel is as"))
+    assert config("workers")["protect-kernel-defaults"] and {"vm.overcommit_memory = 1", "kernel.panic = 10", "kernel.panic_on_oops = 1"} <= set(kernel["content"].splitlines())
+    gpu, plugin = config("gpu"), yaml.safe_load(template("k3s", "gpu.yaml.j2"))["spec"]["template"]["spec"]
+    llm = next(m for m in rendered["production"] if m["metadata"]["name"] == "cxr-llm" and m["kind"] == "Deployment")["spec"]["template"]["spec"]
+    labels = dict(l.split("=") for l in gpu["node-label"])
+    assert gpu["default-runtime"] == "nvidia" and llm["nodeSelector"].items() <= labels.items() and plugin["nodeSelector"].items() <= labels.items()
+    assert all(t["key"] == gpu["node-taint"][0].split("=")[0] and t["operator"] == "Exists" for t in llm["tolerations"] + plugin["tolerations"])
+    assert re.search(r":v\d+\.\d+\.\d+$", plugin["containers"][0]["image"]) and "default-runtime" not in config("workers")
