@@ -295,3 +295,25 @@ def test_the_cluster_starts_and_shows_its_gpus(rendered):  # noqa: F811
     assert gpu["default-runtime"] == "nvidia" and llm["nodeSelector"].items() <= labels.items() and plugin["nodeSelector"].items() <= labels.items()
     assert all(t["key"] == gpu["node-taint"][0].split("=")[0] and t["operator"] == "Exists" for t in llm["tolerations"] + plugin["tolerations"])
     assert re.search(r":v\d+\.\d+\.\d+$", plugin["containers"][0]["image"]) and "default-runtime" not in config("workers")
+
+
+# ---- the house without Docker
+
+def test_what_the_house_has_not_is_said():
+    "Where people look: the help of make and of the command, and deploy/README.md, which says what is there instead."
+    from cxr_pred.cli import stack
+    from cxr_pred.ops.stack import House
+    section = (DEPLOY / "README.md").read_text().split("## One machine, without Docker")[1].split("\n## ")[0]
+    table, said = "\n".join(l for l in section.splitlines() if l.startswith("|")), (ROOT / "Makefile").read_text().split("\nhelp:")[1].split("\nsetup:")[0]
+    for part in ("Elasticsearch", "Kibana", "Grafana", "Ray", "Airflow"): assert part in table and part in said and part in stack.__doc__, part
+    begun = set(re.findall(r"self\.begin\((\w+), site", Path(sys.modules[House.__module__].__file__).read_text()))
+    assert {"rsyslog", "haproxy", "orthanc", "monitoring", "watches"} <= begun and not begun & {"elasticsearch", "kibana", "grafana", "ray", "airflow"}
+
+
+def test_films_go_on_from_the_archive_to_a_server_that_it_knows():
+    "The script names a DICOMweb server; Orthanc's configuration has it by that name."
+    import inspect
+    from cxr_pred.ops.stack import orthanc_config
+    script = re.search(r'"(deploy/[\w/]+\.lua)"', inspect.getsource(orthanc_config))[1]
+    server = re.search(r"/dicom-web/servers/(\w+)/stow", (ROOT / script).read_text())[1]
+    assert re.search(rf'"Servers": \{{"{server}": ', inspect.getsource(orthanc_config))
