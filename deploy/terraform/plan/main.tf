@@ -30,9 +30,9 @@ locals {
   # production's readers are there twice. Postgres, Prometheus, the gateway and the operators are not in it.
   needs = {
     none        = { cores = 0, memory_gb = 0, largest_gb = 0, gpus = 0 }
-    development = { cores = 5, memory_gb = 8, largest_gb = 4, gpus = 0 }
-    staging     = { cores = 5, memory_gb = 5, largest_gb = 1, gpus = 1 }
-    production  = { cores = 22, memory_gb = 18, largest_gb = 1, gpus = 2 }
+    development = { cores = 6, memory_gb = 9, largest_gb = 4, gpus = 0 }
+    staging     = { cores = 6, memory_gb = 7, largest_gb = 2, gpus = 1 }
+    production  = { cores = 24, memory_gb = 20, largest_gb = 2, gpus = 2 }
   }[var.environment]
 
   # the system and the cluster's own parts keep half a processor and 1 GB of each machine

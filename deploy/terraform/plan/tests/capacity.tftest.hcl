@@ -54,3 +54,28 @@ run "leases_are_for_whole_machines" {
     error_message = "Six GPUs are two machines of four, two are one."
   }
 }
+
+run "staging_on_the_small_machines" {
+  command = plan
+  variables {
+    environment  = "staging"
+    serving_gpus = 1
+  }
+  assert {
+    condition     = output.capacity.offer.cores == 6
+    error_message = "Half a processor of each machine is the system's own."
+  }
+}
+
+run "development_on_two_machines" {
+  command = plan
+  variables {
+    environment = "development"
+    nodes       = 2
+    machine     = { cores = 4, memory_gb = 8 }
+  }
+  assert {
+    condition     = output.capacity.offer.largest_gb == 7
+    error_message = "One GB of each machine is the system's own."
+  }
+}
