@@ -152,11 +152,12 @@ def test_composes_logs_end(composed):  # noqa: F811
     "Filebeat puts deploy/elk's policy, its template names it, its user may, and no setting is one that its version does not know."
     conf, services = yaml.safe_load((DEPLOY / "compose/filebeat/filebeat.yml").read_text()), composed["services"]
     mounts = {v["target"]: (DEPLOY / "compose" / v["source"]).resolve() for v in services["filebeat"]["volumes"] if v["type"] == "bind"}
-    policy = json.loads(mounts[conf["setup.ilm"]["policy_file"]].read_text())["policy"]["phases"]
+    policy = json.loads(mounts[conf["setup.ilm.policy_file"]].read_text())["policy"]["phases"]
     assert policy["delete"]["actions"] == {"delete": {}} and policy["hot"]["actions"]["rollover"], "a policy that deletes, and has something to delete"
-    assert set(conf["setup.ilm"]) <= {"enabled", "policy_name", "policy_file", "check_exists", "overwrite"} and conf["setup.ilm"]["enabled"] and conf["setup.ilm"]["overwrite"], "of Filebeat 8 and later; rollover_alias and pattern are gone"
+    ilm = {k.removeprefix("setup.ilm."): v for k, v in conf.items() if k.startswith("setup.ilm.")}
+    assert set(ilm) <= {"enabled", "policy_name", "policy_file", "check_exists", "overwrite"} and ilm["enabled"] and ilm["overwrite"], "of Filebeat 8 and later; rollover_alias and pattern are gone"
     # a template that is there already would go on naming another policy
-    assert conf["setup.template"]["overwrite"] and json.loads((DEPLOY / "elk/index-template.json").read_text())["template"]["settings"]["index.lifecycle.name"] == conf["setup.ilm"]["policy_name"]
+    assert conf["setup.template.overwrite"] and json.loads((DEPLOY / "elk/index-template.json").read_text())["template"]["settings"]["index.lifecycle.name"] == ilm["policy_name"]
     role = json.loads(re.search(r"echo '(\{.*\})' \| put role/log_writer", services["elastic-users"]["command"][0])[1])
     assert {"manage_ilm", "manage_index_templates", "monitor"} <= set(role["cluster"]) and {"create_doc", "auto_configure", "manage"} <= set(role["indices"][0]["privileges"]) and "filebeat-*" in role["indices"][0]["names"]
     assert not re.search(r" -[a-z]{2,}", services["filebeat"]["entrypoint"][2].split("exec filebeat")[1]), "long options have two hyphens"
