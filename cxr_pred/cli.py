@@ -639,15 +639,16 @@ def rollout_watch(host: str = HOST, port: int = typer.Option(9110, help="0: any 
 
 
 @rollouts.command("serve")
-def rollout_serve(server: str = typer.Argument(help="stable or canary"), port: int = typer.Option(..., min=1, help="where HAProxy looks for it"), ui: bool = typer.Option(False, "--ui/--no-ui", help="with the page at /")):
+def rollout_serve(server: str = typer.Argument(help="stable or canary"), port: int = typer.Option(..., min=1, help="where HAProxy looks for it"), ui: bool = typer.Option(False, "--ui/--no-ui", help="with the page at /"), ecs: bool = ECS):
     "Keep a reader running behind one of HAProxy's servers, with the bundle that the rollout asks for."
     with plainly():
+        log_as(ecs, "cxr-slot")
         import signal
         from cxr_pred.core import InputError, settings
         from cxr_pred.ops.proxy import SERVERS
         from cxr_pred.ops.rollout import Memory, RolloutSettings, Slot
         if server not in SERVERS: raise InputError("unknown_server", f"There is no server {server!r}.", f"Use one of: {', '.join(SERVERS)}.")
-        slot = Slot(Memory(settings().state), server, port, ("--ui" if ui else "--no-ui",), proxy=RolloutSettings().proxy)
+        slot = Slot(Memory(settings().state), server, port, ("--ui" if ui else "--no-ui", *(["--ecs"] if ecs else [])), proxy=RolloutSettings().proxy)
         for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, lambda *a: slot.stopping.set())
         slot.keep()
 
@@ -660,7 +661,7 @@ def stack(
     ui: bool = typer.Option(True, "--ui/--no-ui", help="with the page at /"),
     as_json: bool = typer.Option(False, "--json", help="print the addresses as one line of JSON"),
 ):
-    "Start database, object store, tracking, readers, proxy, monitoring and archive; Ctrl-C stops them."
+    "Start database, object store, tracking, readers, language service, proxy, monitoring, rsyslog and archive; Ctrl-C stops them. Elasticsearch, Kibana, Grafana, Ray and Airflow are not among them: deploy/README.md says what is there instead."
     with plainly():
         from cxr_pred.ops.stack import run_house
         if (status := run_house(folder, bundle, free_ports, ui, as_json)): raise typer.Exit(status)

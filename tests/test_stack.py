@@ -47,7 +47,7 @@ def house(tmp_path_factory):
 
 
 @slow
-@needs("haproxy", "prometheus", "prometheus-alertmanager", "Orthanc", "storescu")
+@needs("haproxy", "prometheus", "prometheus-alertmanager", "rsyslogd", "Orthanc", "storescu")
 @pytest.mark.skipif(not PLUGIN.exists(), reason="orthanc-dicomweb is not installed; as root: make test-deps")
 def test_a_film_goes_through_all_of_it_and_its_report_comes_back(house, tmp_path):
     said, process, env = house

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PORTS', 'OURS', 'is_free', 'ports', 'Part', 'answers', 'relay', 'relays', 'behind_the_wall', 'wall', 'secret',
-           'certificate', 'prometheus_config', 'alertmanager_config', 'orthanc_config', 'Database', 'weed', 'program',
-           'Site', 's3', 'mlflow', 'haproxy', 'reader', 'writer', 'watches', 'monitoring', 'orthanc', 'House',
-           'run_house']
+           'certificate', 'prometheus_config', 'alertmanager_config', 'orthanc_config', 'rsyslog_config', 'Database',
+           'weed', 'program', 'Site', 's3', 'mlflow', 'haproxy', 'reader', 'writer', 'watches', 'monitoring', 'orthanc',
+           'rsyslog', 'House', 'run_house']
 
 # %% ../../nbs/ops/stack.ipynb #21a2d103
 import asyncio, json, os, secrets, shutil, signal, socket, subprocess, sys, threading, time
@@ -203,6 +203,16 @@ def orthanc_config(folder: Path, port: dict[str, int]) -> dict[str, Any]:
                      "LuaScripts": [str(root() / "deploy/stack/forward.lua")], "HttpsVerifyPeers": True, "HttpsCACertificates": str(certificate(folder.parent)), "HttpTimeout": 120,
                      "DicomWeb": config["DicomWeb"] | {"Servers": {"cxr": {"Url": f"https://127.0.0.1:{port['clinic']}/dicomweb/", "HasDelete": False}}}}
 
+
+def rsyslog_config(folder: Path) -> str:
+    "What our services log, as deploy/elk/rsyslog.conf reads it; a file stands where Elasticsearch would be."
+    return f'''global(workDirectory="{folder}/log")
+module(load="imfile" mode="inotify")
+template(name="line" type="list") {{ property(name="msg") constant(value="\\n") }}
+ruleset(name="cxr") {{ if $msg startswith "{{" then action(type="omfile" template="line" file="{folder}/log/cxr.jsonl" fileCreateMode="0600") }}
+input(type="imfile" file="{folder}/*.log" tag="cxr" ruleset="cxr" addMetadata="off")
+'''
+
 # %% ../../nbs/ops/stack.ipynb #a1828f7a
 class Database:
     "A PostgreSQL server of its own, from a wheel, on a socket below its folder."
@@ -289,7 +299,7 @@ def haproxy(site: Site) -> Part:
 
 def reader(site: Site, server: str, ui: bool) -> Part:
     "A reader behind one of HAProxy's servers, which follows the rollout."
-    command = [*OURS, "rollout", "serve", server, "--port", site.port[server], "--ui" if ui else "--no-ui"]
+    command = [*OURS, "rollout", "serve", server, "--port", site.port[server], "--ui" if ui else "--no-ui", "--ecs"]
     ready = answers(f"{site.at(server)}/readyz") if server == "stable" else lambda: True   # there is no canary yet
     return Part(f"reader {server}", command, ready, site.at(server) if server == "stable" else f"{site.at(server)}  (once there is a canary)", site.env, site.folder, patience_s=60)
 
@@ -298,12 +308,12 @@ def writer(site: Site, bundle: Path) -> Part:
     "The language service. Raises `SetupError` no_writer."
     from cxr_pred.clinic.together import why_no_writer
     if why := why_no_writer(bundle): raise SetupError("no_writer", f"There is no language service: {why}.", "Explanations come from reviewed sentences.")
-    return Part("language service", [*OURS, "llm-serve", "--port", site.port["writer"], "--bundle", bundle, "--with-parent"], answers(f"{site.at('writer')}/healthz"), f"{site.at('writer')}  (/readyz says when its model is loaded)", site.env, site.folder)
+    return Part("language service", [*OURS, "llm-serve", "--port", site.port["writer"], "--bundle", bundle, "--with-parent", "--ecs"], answers(f"{site.at('writer')}/healthz"), f"{site.at('writer')}  (/readyz says when its model is loaded)", site.env, site.folder)
 
 
 def watches(site: Site) -> list[Part]:
     "The watch over drift and business figures, and the one over the rollout."
-    return [Part(n, [*OURS, *command, "--port", site.port[key]], answers(f"{site.at(key)}/metrics"), f"{site.at(key)}/metrics", site.env, site.folder, stops=signal.SIGINT)
+    return [Part(n, [*OURS, *command, "--port", site.port[key], "--ecs"], answers(f"{site.at(key)}/metrics"), f"{site.at(key)}/metrics", site.env, site.folder, stops=signal.SIGINT)
             for n, key, command in (("watch", "watch", ["watch", "--every", 60]), ("rollout", "rollout", ["rollout", "watch"]))]
 
 
@@ -327,6 +337,14 @@ def orthanc(site: Site) -> Part:
     relays([[p["orthanc"], sockets["orthanc"]], [p["orthanc_dicom"], sockets["orthanc_dicom"]], [sockets["clinic"], p["clinic"]]])
     command = [*run, sys.executable, "-c", "import json, sys; from cxr_pred.ops.stack import behind_the_wall; sys.exit(behind_the_wall(*map(json.loads, sys.argv[1:])))", json.dumps(inside), json.dumps([exe, str(folder / "orthanc.json")])]
     return Part("Orthanc", command, answers(f"{site.at('orthanc')}/system", 401), f"{site.at('orthanc')}  (user cxr, password in secrets/orthanc_password; DICOM: ORTHANC@127.0.0.1:{p['orthanc_dicom']})", {}, site.folder)
+
+
+def rsyslog(site: Site) -> Part:
+    "rsyslog, which gathers the lines of our services' logs in one file. Raises `SetupError` no_program."
+    folder, pid = site.folder, site.folder / "rsyslog.pid"
+    (folder / "log").mkdir(exist_ok=True); pid.unlink(missing_ok=True)
+    (conf := folder / "rsyslog.conf").write_text(rsyslog_config(folder))
+    return Part("rsyslog", [program("rsyslogd"), "-n", "-f", conf, "-i", pid], pid.exists, f"{folder / 'log/cxr.jsonl'}  (the lines of our services' logs, in Elastic's schema)", {}, folder)
 
 # %% ../../nbs/ops/stack.ipynb #cf4efdda
 class House:
@@ -359,6 +377,7 @@ class House:
         try:
             database = Database(self.folder / "postgres").start(); self.stack.callback(database.stop)
             self.site = site = Site(self.folder, self.port, self.environment(database))
+            self.begin(rsyslog, site)
             self.wait(self.begin(s3, site), 60)
             self.begin(mlflow, site, database.url("mlflowdb"))
             self.begin(haproxy, site, needed=True)

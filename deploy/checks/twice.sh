@@ -12,7 +12,9 @@ all:
     ansible_python_interpreter: /usr/bin/python3
     base_operators: [{name: dr-who, key: ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFake someone}]
     base_logs_host: 127.0.0.1
+    base_logs_password_file: /tmp/logs-password
 YAML
+printf '%s' an-invented-word-of-24 > /tmp/logs-password
 play() { ansible-playbook --inventory /tmp/inventory.yml --limit localhost "$@" site.yml; }
 echo "== check"; play --check
 echo "== first"; play

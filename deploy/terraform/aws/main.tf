@@ -17,16 +17,27 @@ provider "aws" {
 }
 
 module "plan" {
-  source        = "../plan"
-  name          = var.name
-  nodes         = var.nodes
-  storage_gb    = var.storage_gb
-  occasional_ip = var.occasional_ip
-  gpus          = var.gpus
-  first_monday  = var.first_monday
-  weeks         = var.weeks
-  admin_cidr    = var.admin_cidr
-  clinic_cidr   = var.clinic_cidr
+  source           = "../plan"
+  name             = var.name
+  nodes            = var.nodes
+  storage_gb       = var.storage_gb
+  occasional_ip    = var.occasional_ip
+  gpus             = var.gpus
+  first_monday     = var.first_monday
+  weeks            = var.weeks
+  admin_cidr       = var.admin_cidr
+  clinic_cidr      = var.clinic_cidr
+  block_days       = var.block_days
+  block_start_hour = var.block_start_hour
+  block_hours      = var.block_hours
+  environment      = var.environment
+  serving_gpus     = var.serving_gpus
+  gpus_per_host    = var.gpus_per_instance
+  machine          = { cores = data.aws_ec2_instance_type.node.default_vcpus, memory_gb = floor(data.aws_ec2_instance_type.node.memory_size / 1024) }
+}
+
+data "aws_ec2_instance_type" "node" {
+  instance_type = var.instance_type
 }
 
 data "aws_caller_identity" "me" {}
@@ -40,16 +51,33 @@ resource "aws_default_security_group" "closed" {
   vpc_id = aws_vpc.private.id
 }
 
+# what has no public address goes out through the NAT gateway; nothing comes in that way
 resource "aws_subnet" "private" {
   vpc_id     = aws_vpc.private.id
-  cidr_block = var.private_cidr
+  cidr_block = cidrsubnet(var.private_cidr, 1, 0)
+}
+
+resource "aws_subnet" "public" {
+  vpc_id            = aws_vpc.private.id
+  cidr_block        = cidrsubnet(var.private_cidr, 3, 7)
+  availability_zone = aws_subnet.private.availability_zone
 }
 
 resource "aws_internet_gateway" "out" {
   vpc_id = aws_vpc.private.id
 }
 
-resource "aws_route_table" "out" {
+resource "aws_eip" "nat" {
+  domain = "vpc"
+}
+
+resource "aws_nat_gateway" "out" {
+  subnet_id     = aws_subnet.public.id
+  allocation_id = aws_eip.nat.id
+  depends_on    = [aws_internet_gateway.out]
+}
+
+resource "aws_route_table" "public" {
   vpc_id = aws_vpc.private.id
   route {
     cidr_block = "0.0.0.0/0"
@@ -57,9 +85,22 @@ resource "aws_route_table" "out" {
   }
 }
 
-resource "aws_route_table_association" "out" {
+resource "aws_route_table" "private" {
+  vpc_id = aws_vpc.private.id
+  route {
+    cidr_block     = "0.0.0.0/0"
+    nat_gateway_id = aws_nat_gateway.out.id
+  }
+}
+
+resource "aws_route_table_association" "public" {
+  subnet_id      = aws_subnet.public.id
+  route_table_id = aws_route_table.public.id
+}
+
+resource "aws_route_table_association" "private" {
   subnet_id      = aws_subnet.private.id
-  route_table_id = aws_route_table.out.id
+  route_table_id = aws_route_table.private.id
 }
 
 resource "aws_security_group" "nodes" {
@@ -126,7 +167,7 @@ resource "aws_instance" "node" {
   for_each               = module.plan.nodes
   ami                    = var.image_id
   instance_type          = var.instance_type
-  subnet_id              = aws_subnet.private.id
+  subnet_id              = contains(values(module.plan.floating_ips), each.key) ? aws_subnet.public.id : aws_subnet.private.id
   vpc_security_group_ids = [aws_security_group.nodes.id]
   key_name               = aws_key_pair.operator.key_name
   iam_instance_profile   = aws_iam_instance_profile.node.name
@@ -140,6 +181,28 @@ resource "aws_instance" "node" {
   root_block_device {
     encrypted   = true
     volume_size = 40
+  }
+}
+
+# The language service of staging and production needs a GPU at any hour.
+resource "aws_instance" "serving" {
+  for_each               = toset(module.plan.serving)
+  ami                    = var.gpu_image_id
+  instance_type          = var.serving_instance_type
+  subnet_id              = aws_subnet.private.id
+  vpc_security_group_ids = [aws_security_group.nodes.id]
+  key_name               = aws_key_pair.operator.key_name
+  iam_instance_profile   = aws_iam_instance_profile.node.name
+  ebs_optimized          = true
+  monitoring             = true
+  tags                   = { Name = each.key, role = "gpu" }
+  metadata_options {
+    http_tokens   = "required"
+    http_endpoint = "enabled"
+  }
+  root_block_device {
+    encrypted   = true
+    volume_size = 100
   }
 }
 

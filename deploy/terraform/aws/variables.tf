@@ -17,7 +17,7 @@ variable "storage_gb" {
 }
 
 variable "occasional_ip" {
-  description = "A second public address."
+  description = "A second public address. The last machine moves to the public subnet for it, which makes it anew: drain it before."
   type        = bool
   default     = false
 }
@@ -50,7 +50,7 @@ variable "clinic_cidr" {
 }
 
 variable "private_cidr" {
-  description = "The private network."
+  description = "The private network. Its first half is for machines without a public address, its last eighth for those with one."
   type        = string
   default     = "10.40.0.0/24"
 }
@@ -92,4 +92,40 @@ variable "image_id" {
 variable "gpu_image_id" {
   description = "Image of the machines with GPUs, with their driver."
   type        = string
+}
+
+variable "block_days" {
+  description = "Days of the week with a block of GPUs: 0 is Monday."
+  type        = set(number)
+  default     = [1, 4]
+}
+
+variable "block_start_hour" {
+  description = "Hour at which a block starts, UTC."
+  type        = number
+  default     = 18
+}
+
+variable "block_hours" {
+  description = "Length of one block, hours."
+  type        = number
+  default     = 6
+}
+
+variable "environment" {
+  description = "What the machines are for: none, development, staging or production of deploy/helm. Machines on which it would not fit are refused."
+  type        = string
+  default     = "none"
+}
+
+variable "serving_gpus" {
+  description = "Machines with one GPU each that run all the time, for the language service: 1 for staging, 2 for production."
+  type        = number
+  default     = 0
+}
+
+variable "serving_instance_type" {
+  description = "Type of a machine with one GPU that runs all the time."
+  type        = string
+  default     = "g6.xlarge"
 }

@@ -12,16 +12,27 @@ terraform {
 provider "openstack" {}
 
 module "plan" {
-  source        = "../plan"
-  name          = var.name
-  nodes         = var.nodes
-  storage_gb    = var.storage_gb
-  occasional_ip = var.occasional_ip
-  gpus          = var.gpus
-  first_monday  = var.first_monday
-  weeks         = var.weeks
-  admin_cidr    = var.admin_cidr
-  clinic_cidr   = var.clinic_cidr
+  source           = "../plan"
+  name             = var.name
+  nodes            = var.nodes
+  storage_gb       = var.storage_gb
+  occasional_ip    = var.occasional_ip
+  gpus             = var.gpus
+  first_monday     = var.first_monday
+  weeks            = var.weeks
+  admin_cidr       = var.admin_cidr
+  clinic_cidr      = var.clinic_cidr
+  block_days       = var.block_days
+  block_start_hour = var.block_start_hour
+  block_hours      = var.block_hours
+  environment      = var.environment
+  serving_gpus     = var.serving_gpus
+  gpus_per_host    = var.gpus_per_host
+  machine          = { cores = data.openstack_compute_flavor_v2.node.vcpus, memory_gb = floor(data.openstack_compute_flavor_v2.node.ram / 1024) }
+}
+
+data "openstack_compute_flavor_v2" "node" {
+  name = var.flavor
 }
 
 resource "openstack_networking_network_v2" "private" {
@@ -98,6 +109,20 @@ resource "openstack_compute_instance_v2" "node" {
   metadata    = { role = each.value }
   network {
     port = openstack_networking_port_v2.node[each.key].id
+  }
+}
+
+# The language service of staging and production needs a GPU at any hour.
+resource "openstack_compute_instance_v2" "serving" {
+  for_each        = toset(module.plan.serving)
+  name            = each.key
+  image_name      = var.gpu_image
+  flavor_name     = var.serving_flavor
+  key_pair        = openstack_compute_keypair_v2.operator.name
+  security_groups = [openstack_networking_secgroup_v2.nodes.name]
+  metadata        = { role = "gpu" }
+  network {
+    uuid = openstack_networking_network_v2.private.id
   }
 }
 

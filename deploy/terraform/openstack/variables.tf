@@ -101,3 +101,56 @@ variable "dns" {
   type        = list(string)
   default     = []
 }
+
+variable "block_days" {
+  description = "Days of the week with a block of GPUs: 0 is Monday."
+  type        = set(number)
+  default     = [1, 4]
+}
+
+variable "block_start_hour" {
+  description = "Hour at which a block starts, UTC."
+  type        = number
+  default     = 18
+}
+
+variable "block_hours" {
+  description = "Length of one block, hours."
+  type        = number
+  default     = 6
+}
+
+variable "environment" {
+  description = "What the machines are for: none, development, staging or production of deploy/helm. Machines on which it would not fit are refused."
+  type        = string
+  default     = "none"
+}
+
+variable "serving_gpus" {
+  description = "Machines with one GPU each that run all the time, for the language service: 1 for staging, 2 for production."
+  type        = number
+  default     = 0
+}
+
+variable "gpus_per_host" {
+  description = "GPUs of one leased machine: leases are for whole machines."
+  type        = number
+  default     = 4
+}
+
+variable "gpu_node_type" {
+  description = "Type of the leased machines, as the cloud's reservations name it."
+  type        = string
+  default     = "gpu_a100_pcie"
+}
+
+variable "serving_flavor" {
+  description = "Flavor of a machine with one GPU that runs all the time; needed with serving_gpus."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = var.serving_gpus == 0 || var.serving_flavor != ""
+    error_message = "With serving_gpus, serving_flavor names a flavor of this cloud that has a GPU."
+  }
+}

@@ -3,8 +3,23 @@ output "nodes" {
   value       = { for i, role in local.roles : "${var.name}-${i}" => role }
 }
 
+output "serving" {
+  description = "Names of the machines with a GPU that run all the time."
+  value       = [for i in range(var.serving_gpus) : "${var.name}-gpu-${i}"]
+}
+
+output "capacity" {
+  description = "What the environment asks for, and what the machines offer it."
+  value       = { needs = local.needs, offer = local.offer }
+
+  precondition {
+    condition     = local.offer.cores >= local.needs.cores && local.offer.memory_gb >= local.needs.memory_gb && local.offer.largest_gb >= local.needs.largest_gb && local.offer.gpus >= local.needs.gpus
+    error_message = "${var.environment} asks for ${local.needs.cores} processors, ${local.needs.memory_gb} GB of memory (${local.needs.largest_gb} GB of them on one machine) and ${local.needs.gpus} GPUs that are always there; these machines offer ${local.offer.cores}, ${local.offer.memory_gb} (${local.offer.largest_gb}) and ${local.offer.gpus}. Take more or larger machines (nodes, machine with its flavor or instance type, serving_gpus)."
+  }
+}
+
 output "blocks" {
-  description = "Leases of GPUs: name, purpose, gpus, start and end (UTC)."
+  description = "Leases of GPUs: name, purpose, gpus, hosts (whole machines that have them), start and end (UTC)."
   value       = local.blocks
 }
 

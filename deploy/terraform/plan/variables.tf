@@ -123,3 +123,47 @@ variable "clinic_cidr" {
     error_message = "clinic_cidr is a network such as 198.51.100.0/24."
   }
 }
+
+variable "environment" {
+  description = "What the machines are for, a set of values of deploy/helm: none, development, staging or production. The plan refuses machines on which it would not fit."
+  type        = string
+  default     = "none"
+
+  validation {
+    condition     = contains(["none", "development", "staging", "production"], var.environment)
+    error_message = "environment is none, development, staging or production."
+  }
+}
+
+variable "machine" {
+  description = "Size of one machine that runs all the time: processors and memory, GB."
+  type        = object({ cores = number, memory_gb = number })
+  default     = { cores = 2, memory_gb = 4 }
+
+  validation {
+    condition     = var.machine.cores >= 1 && var.machine.memory_gb >= 1
+    error_message = "A machine has at least one processor and 1 GB."
+  }
+}
+
+variable "serving_gpus" {
+  description = "Machines with one GPU each that run all the time, for the language service."
+  type        = number
+  default     = 0
+
+  validation {
+    condition     = var.serving_gpus >= 0 && var.serving_gpus <= 50 && floor(var.serving_gpus) == var.serving_gpus
+    error_message = "serving_gpus is a whole number from 0 to 50."
+  }
+}
+
+variable "gpus_per_host" {
+  description = "GPUs of one leased machine: leases are for whole machines."
+  type        = number
+  default     = 4
+
+  validation {
+    condition     = var.gpus_per_host >= 1 && floor(var.gpus_per_host) == var.gpus_per_host
+    error_message = "gpus_per_host is a whole number, at least 1."
+  }
+}
