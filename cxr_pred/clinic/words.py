@@ -86,7 +86,7 @@ ENGLISH = {
     "explanation_off": "No explanation was asked for.",
     "next_steps": "What to do next",
     "urgency": {"routine": "No hurry by this film alone", "soon": "See a doctor soon", "urgent": "See a doctor now"},
-    "source": {"llm": "Written by a language model and checked against the answer.", "template": "Written from fixed, reviewed sentences."},
+    "source": {"llm": "Reviewed sentences, chosen by a language model and checked against the answer.", "template": "Written from fixed, reviewed sentences."},
     "patient": "What you told it",
     "report": "Print or save this report",
     "study": "Study",
