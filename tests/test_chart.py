@@ -266,7 +266,9 @@ def test_release_installs_and_goes_back(stand_in, tmp_path):
     assert told() == {"gateway.hostname": "h.example"} | {f"{k}.digest": f"sha256:{sorted(IMAGES).index('cxr-pred-' + v):064}" for k, v in (("vit", "vit"), ("watch", "watch"), ("page", "page"), ("llm", "llm-cuda"), ("training", "train"))}
     assert "--namespace cxr " in stand_in.calls().splitlines()[-1] and "values-canary" not in stand_in.calls()
     new = told()
-    good(release("upgrade", "canary"))
+    good(release("upgrade", "canary", VALUES="/etc/hospital.yaml"))
+    files = re.findall(r"--values (\S+)", stand_in.calls().splitlines()[-1])
+    assert [Path(f).name for f in files] == ["values-production.yaml", "values-canary.yaml", "hospital.yaml"], "the hospital's word is the last"
     assert told() == new | {"page.digest": "sha256:old"}, "the page reads all films that are handed in there: it is no canary"
     good(release("upgrade", "staging", "--atomic"))
     assert told() == new and "--namespace cxr-staging" in stand_in.calls().splitlines()[-1] and "--atomic" in stand_in.calls().splitlines()[-1]
