@@ -93,7 +93,7 @@ def test_settings_and_ways_out_are_values(render):
 def test_a_release_changes_no_pod_by_its_environment(rendered):
     "After a canary the plain values of production come: were its Pods others, it would begin anew."
     shown = {e: {n: m["spec"]["template"] for k in ("Rollout", "Deployment") for n, m in of_kind(rendered[e], k).items()} for e in ("canary", "production")}
-    assert shown["canary"]["cxr-vit"] == shown["production"]["cxr-vit"] and shown["canary"]["cxr-page"] == shown["production"]["cxr-page"] and shown["canary"]["cxr-llm"] == shown["production"]["cxr-llm"]
+    assert shown["canary"]["cxr-vit"] == shown["production"]["cxr-vit"] and shown["canary"]["cxr-page"] == shown["production"]["cxr-page"] and shown["canary"]["cxr-llm"] == shown["production"]["cxr-llm"] and shown["canary"]["cxr-watch"] == shown["production"]["cxr-watch"]
 
 
 def test_canary_is_judged(rendered, tmp_path):
@@ -114,8 +114,7 @@ def test_canary_is_judged(rendered, tmp_path):
     canary = of_kind(rendered["canary"], "Rollout")["cxr-vit"]["spec"]["strategy"]["canary"]
     assert {t["templateName"] for t in canary["analysis"]["templates"]} == {f"cxr-vit-{n}" for n in ask}
     # an hour between two looks is longer than the canary
-    args = pods(rendered["canary"])["cxr-watch"]["containers"][0]["args"]
-    assert int(args[args.index("--every") + 1]) <= 300
+    for args in (pods(rendered[e])["cxr-watch"]["containers"][0]["args"] for e in ("canary", "production")): assert int(args[args.index("--every") + 1]) <= 300
     drop, = of_kind(rendered["canary"], "ServiceMonitor")["cxr"]["spec"]["endpoints"][0]["relabelings"]
     hit = lambda service, track: bool(re.fullmatch(drop["regex"], f"{service};{track}"))
     assert hit("cxr-vit-canary", "production") and not hit("cxr-vit-canary", "canary") and not hit("cxr-vit", "production"), "each Pod is asked once"
