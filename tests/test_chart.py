@@ -93,7 +93,7 @@ def test_settings_and_ways_out_are_values(render):
 def test_a_release_changes_no_pod_by_its_environment(rendered):
     "After a canary the plain values of production come: were its Pods others, it would begin anew."
     shown = {e: {n: m["spec"]["template"] for k in ("Rollout", "Deployment") for n, m in of_kind(rendered[e], k).items()} for e in ("canary", "production")}
-    assert shown["canary"]["cxr-vit"] == shown["production"]["cxr-vit"] and shown["canary"]["cxr-page"] == shown["production"]["cxr-page"] and shown["canary"]["cxr-llm"] == shown["production"]["cxr-llm"]
+    assert shown["canary"]["cxr-vit"] == shown["production"]["cxr-vit"] and shown["canary"]["cxr-page"] == shown["production"]["cxr-page"] and shown["canary"]["cxr-llm"] == shown["production"]["cxr-llm"] and shown["canary"]["cxr-watch"] == shown["production"]["cxr-watch"]
 
 
 def test_canary_is_judged(rendered, tmp_path):
@@ -114,8 +114,7 @@ def test_canary_is_judged(rendered, tmp_path):
     canary = of_kind(rendered["canary"], "Rollout")["cxr-vit"]["spec"]["strategy"]["canary"]
     assert {t["templateName"] for t in canary["analysis"]["templates"]} == {f"cxr-vit-{n}" for n in ask}
     # an hour between two looks is longer than the canary
-    args = pods(rendered["canary"])["cxr-watch"]["containers"][0]["args"]
-    assert int(args[args.index("--every") + 1]) <= 300
+    for args in (pods(rendered[e])["cxr-watch"]["containers"][0]["args"] for e in ("canary", "production")): assert int(args[args.index("--every") + 1]) <= 300
     drop, = of_kind(rendered["canary"], "ServiceMonitor")["cxr"]["spec"]["endpoints"][0]["relabelings"]
     hit = lambda service, track: bool(re.fullmatch(drop["regex"], f"{service};{track}"))
     assert hit("cxr-vit-canary", "production") and not hit("cxr-vit-canary", "canary") and not hit("cxr-vit", "production"), "each Pod is asked once"
@@ -266,7 +265,9 @@ def test_release_installs_and_goes_back(stand_in, tmp_path):
     assert told() == {"gateway.hostname": "h.example"} | {f"{k}.digest": f"sha256:{sorted(IMAGES).index('cxr-pred-' + v):064}" for k, v in (("vit", "vit"), ("watch", "watch"), ("page", "page"), ("llm", "llm-cuda"), ("training", "train"))}
     assert "--namespace cxr " in stand_in.calls().splitlines()[-1] and "values-canary" not in stand_in.calls()
     new = told()
-    good(release("upgrade", "canary"))
+    good(release("upgrade", "canary", VALUES="/etc/hospital.yaml"))
+    files = re.findall(r"--values (\S+)", stand_in.calls().splitlines()[-1])
+    assert [Path(f).name for f in files] == ["values-production.yaml", "values-canary.yaml", "hospital.yaml"], "the hospital's word is the last"
     assert told() == new | {"page.digest": "sha256:old"}, "the page reads all films that are handed in there: it is no canary"
     good(release("upgrade", "staging", "--atomic"))
     assert told() == new and "--namespace cxr-staging" in stand_in.calls().splitlines()[-1] and "--atomic" in stand_in.calls().splitlines()[-1]

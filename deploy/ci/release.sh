@@ -1,6 +1,6 @@
 #!/bin/sh
 # Install by Helm what the pipeline has packaged, and go back. Image digests are read from package/IMAGE/digest.
-#   release.sh upgrade staging|canary|production [HELM'S OPTIONS]   REGISTRY, and HOST: the name that it answers to
+#   release.sh upgrade staging|canary|production [HELM'S OPTIONS]   REGISTRY; HOST, the name that it answers to; VALUES, the hospital's own file, if any
 #   release.sh revision NAMESPACE                                   the revision that runs; 0 where there is none
 #   release.sh back NAMESPACE REVISION                              nothing is done where that revision still runs
 set -eu
@@ -21,6 +21,7 @@ case ${1:-} in
             production) set -- --values $chart/values-production.yaml "$@" ;;
             *) echo "release.sh upgrade staging|canary|production" >&2; exit 2 ;;
         esac
+        [ -z "${VALUES:-}" ] || set -- "$@" --values "$VALUES"
         helm upgrade --install cxr $chart --namespace "$space" --timeout 10m "$@" \
             --set "image.registry=$REGISTRY" --set "gateway.hostname=$HOST" --set "vit.digest=$(digest vit)" --set "watch.digest=$(digest watch)" \
             --set "page.digest=$page" --set "llm.digest=$llm" --set "training.digest=$(digest train)" ;;
