@@ -211,14 +211,14 @@ def hcl(cloud: str) -> dict[str, dict[str, dict]]:
 def test_every_machine_on_aws_has_a_way_out():
     "A machine without a public address reaches packages and images through the NAT gateway; one with an address by the gateway itself."
     there = hcl("aws")
-    plain = lambda value: re.sub(r"^\$\{(.*)\}$", r"\1", str(value).strip('"'))
+    def plain(value) -> str: return plain(value[0]) if isinstance(value, list) and len(value) == 1 else re.sub(r"^\$\{(.*)\}$", r"\1", str(value).strip('"')).strip()
     table = {plain(a["subnet_id"]).split(".")[1]: plain(a["route_table_id"]).split(".")[1] for a in there["aws_route_table_association"].values()}
     route = {subnet: there["aws_route_table"][t]["route"][0] for subnet, t in table.items()}
     assert set(route) == set(there["aws_subnet"]) == {"public", "private"}
     assert "nat_gateway_id" in route["private"] and "gateway_id" in route["public"] and "nat_gateway_id" not in route["public"] and plain(there["aws_nat_gateway"]["out"]["subnet_id"]) == "aws_subnet.public.id"
     # behind the gateway: who has no address of its own
-    assert re.match(r"contains\(values\(module\.plan\.floating_ips\), each\.key\) \? aws_subnet\.public\.id : aws_subnet\.private\.id$", plain(there["aws_instance"]["node"]["subnet_id"]).strip())
-    assert plain(there["aws_instance"]["serving"]["subnet_id"]) == "aws_subnet.private.id" and [plain(s) for s in there["aws_autoscaling_group"]["gpu"]["vpc_zone_identifier"]] == ["aws_subnet.private.id"]
+    assert re.match(r"contains\(values\(module\.plan\.floating_ips\),\s*each\.key\) \? aws_subnet\.public\.id : aws_subnet\.private\.id$", plain(there["aws_instance"]["node"]["subnet_id"]))
+    assert plain(there["aws_instance"]["serving"]["subnet_id"]) == "aws_subnet.private.id" and plain(there["aws_autoscaling_group"]["gpu"]["vpc_zone_identifier"]) == "aws_subnet.private.id"
     assert plain(there["aws_subnet"]["public"]["availability_zone"]) == "aws_subnet.private.availability_zone", "the volume of films is in one zone"
 
 
