@@ -661,7 +661,9 @@ def stack(
     ui: bool = typer.Option(True, "--ui/--no-ui", help="with the page at /"),
     as_json: bool = typer.Option(False, "--json", help="print the addresses as one line of JSON"),
 ):
-    "Start database, object store, tracking, readers, language service, proxy, monitoring, rsyslog and archive; Ctrl-C stops them. Elasticsearch, Kibana, Grafana, Ray and Airflow are not among them: deploy/README.md says what is there instead."
+    """Start database, object store, tracking, readers, proxy, monitoring and archive; Ctrl-C stops them.
+
+    Not among them: Elasticsearch, Kibana, Grafana, Ray, JupyterLab and Airflow. deploy/README.md says what is there instead of each."""
     with plainly():
         from cxr_pred.ops.stack import run_house
         if (status := run_house(folder, bundle, free_ports, ui, as_json)): raise typer.Exit(status)
