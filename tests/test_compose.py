@@ -11,7 +11,7 @@ ROOT, DEPLOY = root(), root() / "deploy"
 HERE, COMPOSER = DEPLOY / "compose", ROOT / ".venv-deploy/bin/docker-compose"
 
 
-def run(*args, **more) -> subprocess.CompletedProcess: return subprocess.run(list(map(str, args)), **(dict(capture_output=True, text=True, timeout=100, cwd=ROOT) | more))
+def run(*args, **more) -> subprocess.CompletedProcess: return subprocess.run(list(map(str, args)), **(dict(capture_output=True, text=True, timeout=300, cwd=ROOT) | more))
 
 
 def good(r: subprocess.CompletedProcess) -> str:
@@ -118,11 +118,11 @@ def test_settings_of_a_hospital_need_no_change_of_a_file_in_git(tmp_path):
     for own in (".env", "reader.env", "alertmanager.yml", "secrets"): assert f"deploy/compose/{own}" in out, "the image that takes the whole project takes no secret"
 
 
-def test_the_example_names_settings_that_there_are():
-    from test_docs import settings_here
+def test_the_example_names_settings_that_there_are(everything):
     named = set(re.findall(r"^#?(CXR_[A-Z_]+)=", (HERE / "reader.env.example").read_text(), re.M))
-    assert len(named) >= 5 and named <= settings_here()
-    fixed = {k for s in ("vit", "page") for k in composed()["services"][s]["environment"]}
+    # the guide has all of them and no other: tests/test_docs.py
+    assert len(named) >= 5 and named <= set(re.findall(r"`(CXR_[A-Z_]+)`", (ROOT / "docs/operator.md").read_text()))
+    fixed = {k for s in ("vit", "page") for k in everything["services"][s]["environment"]}
     assert not named & fixed, "what stands in compose.yaml wins over this file"
 
 
@@ -292,8 +292,9 @@ def test_jobs_find_the_project_where_they_work(everything):
         for f, text in (("params.yaml", "a: 1\n"), ("settings.ini", ""), (".gitignore", "/runs/\n"), ("old.py", "")): (image / f).write_text(text)
         fill = lambda: good(r := run(d / "fill.sh", image, work)) + r.stderr
         git = lambda *a: good(run("git", "-c", "safe.directory=*", "-C", work, *a)).strip()
-        assert fill() == "" and project(work) == work and git("status", "--porcelain") == "" and git("rev-list", "--count", "HEAD") == "1"
+        assert fill() == "" and project(work) == work
         if os.geteuid() == 0: assert {p.stat().st_uid for p in (work, *work.rglob("*"))} == {10001}
+        assert git("status", "--porcelain") == "" and git("rev-list", "--count", "HEAD") == "1"
         assert fill() == "" and git("rev-list", "--count", "HEAD") == "1"
         (work / "runs").mkdir(); (work / "runs/mine").write_text("kept"); (image / "params.yaml").write_text("a: 2\n"); (image / "old.py").unlink()
         assert fill() == "" and (work / "params.yaml").read_text() == "a: 2\n" and not (work / "old.py").exists() and (work / "runs/mine").read_text() == "kept"
