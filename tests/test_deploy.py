@@ -31,7 +31,8 @@ CHECKED = {
 }
 # what other rooms put here, with tests of their own
 ELSEWHERE = {"tests/test_rollout.py": ["deploy/rollout.yaml"], "tests/test_monitoring.py": ["deploy/grafana/dashboards/**"], "tests/test_logs.py": ["deploy/elk/**"],
-             "tests/test_chart.py": ["deploy/checks/ruff.toml"], "tests/test_schedules.py": ["deploy/airflow/**"], "tests/test_stack.py": ["deploy/stack/**"]}
+             "tests/test_chart.py": ["deploy/checks/ruff.toml"], "tests/test_schedules.py": ["deploy/airflow/**"], "tests/test_stack.py": ["deploy/stack/**"],
+             "tests/test_compose.py": ["deploy/compose/compose.*.yaml", "deploy/compose/reader.env.example", "deploy/compose/prometheus/gpu/*.yml"]}
 
 
 def run(*args, **more) -> subprocess.CompletedProcess: return subprocess.run(list(map(str, args)), capture_output=True, text=True, timeout=500, **({"cwd": ROOT} | more))
@@ -400,7 +401,7 @@ def test_haproxy_shares_traffic(tmp_path):
     haproxy = debian("haproxy")
     shutil.copy(DEPLOY / "compose/prepare.sh", tmp_path); good(run(tmp_path / "prepare.sh"))
     ports = {n: loopback_port() for n in ("LISTEN", "METRICS", "ADMIN")}
-    context = ssl.create_default_context(cafile=tmp_path / "secrets/certificate"); context.check_hostname = False
+    context = ssl.create_default_context(cafile=tmp_path / "secrets/certificate")
     def get(path, method="GET"):
         try:
             with urllib.request.urlopen(urllib.request.Request(f"https://127.0.0.1:{ports['LISTEN']}{path}", method=method), timeout=10, context=context) as r: return r.status, r.read().decode()

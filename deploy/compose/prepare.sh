@@ -1,5 +1,6 @@
 #!/bin/sh
 # Make the secrets that are not there yet, one value a file; what is there is kept.
+# ./prepare.sh reader.hospital.example: names that the certificate should hold beside this machine's own.
 set -eu
 cd "$(dirname "$0")"
 umask 077
@@ -19,8 +20,14 @@ url mlflow_backend_store_uri postgresql+pg8000 mlflow mlflow_database_password m
 url airflow_database_url postgresql+psycopg2 airflow airflow_database_password airflow
 
 [ -s orthanc_users ] || printf '{"RegisteredUsers": {"cxr": "%s"}}' "$(openssl rand -hex 24)" > orthanc_users
+[ -s airflow_passwords ] || printf '{"admin": "%s"}' "$(openssl rand -hex 24)" > airflow_passwords
 # self-signed, until the hospital's own is put in its place (certificate and key in one file)
-[ -s certificate ] || { openssl req -x509 -newkey rsa:3072 -nodes -days 365 -subj "/CN=$(hostname)" -keyout key.part -out cert.part 2> /dev/null
+names="DNS:localhost,IP:127.0.0.1"
+for name in "$(hostname)" "$@"; do
+    case $name in '' | *[!A-Za-z0-9.-]*) echo "A certificate can't hold the name '$name'." >&2; exit 2 ;; esac
+    names="$names,DNS:$name"
+done
+[ -s certificate ] || { openssl req -x509 -newkey rsa:3072 -nodes -days 365 -subj "/CN=cxr_pred" -addext "subjectAltName=$names" -keyout key.part -out cert.part 2> /dev/null
     cat cert.part key.part > certificate && rm cert.part key.part; }
 # the containers' own users read them, nobody else on this machine reaches the folder
 chmod 0444 ./*
