@@ -133,7 +133,7 @@ def beside(
     lines: Sequence[dict],
     facts: dict,
 ) -> dict:
-    "Attempts by both verdicts: {both_bad, only_check, only_judge, both_good, kappa} (Cohen's; None where one of them is always of one mind)."
+    "Attempts by both verdicts: {both_bad, only_check, only_other, both_good, kappa} (Cohen's; None where one of them is always of one mind)."
     both = [(bool(a["check"]), bool(a["judge"])) for line in lines for a in judged(line, facts)["attempts"]]
     return two_by_two(both) | {"n": len(both)}
 

@@ -53,7 +53,7 @@ tags: [radiology, explanation, qlora, litgpt]
 ---
 # {name}, tuned to explain X-ray findings
 
-**Research software, not a medical device. It can be wrong. It does not replace a doctor.** The model reads no pictures: it is given a finding that another program made, as a list of values, and puts it into plain words. In cxr_pred every sentence of it is compared with the finding before anybody reads it, and reviewed sentences answer where that fails. Without that check some of its texts say more than the finding does; do not show them to patients.
+**Research software, not a medical device. It can be wrong. It does not replace a doctor.** The model reads no pictures: it is given a finding that another program made, as a list of values, and puts it into plain words. In cxr_pred its decoder lets through nothing but a choice of reviewed sentences, and every one of them is compared with the finding before anybody reads it. Free, as it is here, it says more than the finding in some of its texts, also in such as a program that compares them lets pass; do not show them to patients.
 
 | | |
 | --- | --- |

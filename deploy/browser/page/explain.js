@@ -18,7 +18,7 @@ function details(finding, facts, said) {
 }
 
 function others(finding, facts, said) {
-  const names = finding.prediction_set.filter(l => l !== finding.label && l !== 'NORMAL').map(l => article(facts.classes[l].name));
+  const names = finding.prediction_set.filter(l => l !== finding.label).map(l => l === 'NORMAL' ? 'a normal film' : article(facts.classes[l].name));
   return names.length ? [fill(said.others, { others: joined(names, 'or') })] : [];
 }
 
