@@ -80,10 +80,10 @@ WORDINGS = {
         "normal": ("The reader sees none of the lung illnesses it knows on this film, and rates this answer as {word}.",
                    "The reader's answer for this chest film is no finding among those it knows, which it rates as {word}.",
                    "On this chest film the reader sees none of the lung illnesses it knows; it rates that as {word}."),
-        "place": ("The reader looked mostly at the {zones}{side}.", "What spoke for this answer lay mostly in the {zones}{side}.", "It looked mostly at the {zones}{side}.",
-                  "Most of what it saw lies in the {zones}{side}.", "The part of the film that counted most is the {zones}{side}."),
-        "severity": ("On this film it looks {severity}.", "The signs look {severity}.", "As far as a film can show it, it looks {severity}."),
-        "others": ("It cannot rule out {others}.", "It also cannot rule out {others}, so a doctor has to decide.", "From the film alone it cannot rule out {others} either."),
+        "place": ("The reader looked mostly at the {zones}{side}.", "What spoke for this answer lay mostly in the {zones}{side}.",
+                  "Most of what the reader saw lies in the {zones}{side}.", "What counted most on this film lies in the {zones}{side}."),
+        "severity": ("The signs look {severity}.", "On this film the signs look {severity}.", "As far as a film can show it, the signs look {severity}."),
+        "others": ("The reader cannot rule out {others}.", "It also cannot rule out {others}, so a doctor has to decide.", "From the film alone it cannot rule out {others} either."),
         "film": ("The film is not ideal ({flags}), which makes the answer less reliable.", "Because the film is not ideal ({flags}), the answer is less reliable.", "The picture is not ideal ({flags}), so the answer is less reliable than usual."),
         "symptoms": ("You named {symptoms}: tell the doctor about that too.", "Tell the doctor that you named {symptoms}, and since when.", "The doctor should also hear about {symptoms}, which you named."),
         "closing": ("This is a hint for a doctor, not a diagnosis.", "Only a doctor who examines {whom} can confirm this.", "A doctor who sees {whom} has the last word, not this reader."),
@@ -92,11 +92,11 @@ WORDINGS = {
         "lead": ("The film suggests {name}, rated {word}, with a calibrated probability of {percent} %.",
                  "The reader's answer is {name}: {word}, calibrated probability {percent} %.",
                  "Suggested: {name}; {word}, at a calibrated probability of {percent} %."),
-        "normal": ("The film shows none of the lung illnesses it knows; this answer is rated {word}, with a calibrated probability of {percent} %.",
+        "normal": ("The film shows none of the lung illnesses that the reader knows; this answer is rated {word}, with a calibrated probability of {percent} %.",
                    "The reader's answer is no finding among those it knows: {word}, calibrated probability {percent} %."),
         "place": ("The heatmap is highest in the {zones}.", "Attribution peaks in the {zones}."),
-        "severity": ("By extent it is graded {severity}.", "Its extent grades as {severity}."),
-        "others": ("The {coverage} % prediction set does not rule out {others}.", "Not ruled out at {coverage} % coverage: {others}."),
+        "severity": ("Severity by extent: {severity}.", "By extent the finding is graded {severity}."),
+        "others": ("The {coverage} % prediction set does not rule out {others}.", "Not ruled out at {coverage} % coverage: {listed}."),
         "film": ("Film quality: {flags}, which makes the answer less reliable.", "The film is not ideal ({flags}), which makes the answer less reliable."),
         "symptoms": ("The patient named {symptoms}.", "Named by the patient: {symptoms}."),
         "closing": ("This is a second reading by software, not a diagnosis.", "Software output for a second reading; it does not replace yours."),
@@ -105,7 +105,7 @@ WORDINGS = {
 NO_LEADS = {"abstained": ("The reader can't tell what this film shows.", "The reader has no answer for this film; it can't tell."),
             "rejected": ("The reader did not read this picture.", "This picture was not read.")}
 SAID: dict[Symptom, str] = {"cough": "a cough", "fever": "a fever", "breathlessness": "shortness of breath", "chest pain": "chest pain", "coughing blood": "coughing up blood", "night sweats": "night sweats", "weight loss": "weight loss",
-                            "injury": "an injury", "swelling": "swelling", "pain on moving": "pain when you move it", "deformity": "a bent limb", "numbness": "numbness"}
+                            "injury": "an injury", "swelling": "swelling", "pain on moving": "pain on moving", "deformity": "a bent limb", "numbness": "numbness"}
 
 
 def side_words(
@@ -124,7 +124,7 @@ def percent(share: float) -> int:
 
 def named_symptoms(case: Case) -> str:
     "The symptoms in words, as they stand in a sentence; empty if none was named."
-    return joined([SAID[s].replace(" you move it", " moving") if case.reader == "clinician" else SAID[s] for s in case.symptoms]) if case.symptoms else ""
+    return joined([SAID[s] for s in case.symptoms]) if case.symptoms else ""
 
 
 def filling(
@@ -134,8 +134,8 @@ def filling(
     "What can be said about a finding, by kind of statement; empty where there is nothing to say."
     f, child, places, flags, others = case.answered, case.age_group == "child", [*dict.fromkeys(known_zones(case.answered))], known_flags(case.answered), not_ruled_out(case.answered, facts)
     return {"name": with_article(entry(facts, case)["name"]), "word": confidence_word(f.probability), "percent": str(percent(f.probability)), "coverage": str(percent(f.coverage)),
-            "zones": joined(places) if places else "", "side": side_words(places, "the child's own" if child else "your own"), "whom": "the child" if child else "you", "severity": f.severity if f.severity in ("mild", "moderate", "severe") else "",
-            "others": joined([with_article(o) for o in others], "or") if others else "", "flags": joined(flags) if flags else "", "symptoms": named_symptoms(case)}
+            "zones": joined(places, "and the") if places else "", "side": side_words(places, "the child's own" if child else "your own"), "whom": "the child" if child else "you", "severity": f.severity if f.severity in ("mild", "moderate", "severe") else "",
+            "others": joined([with_article(o) for o in others], "or") if others else "", "listed": joined([with_article(o) for o in others]) if others else "", "flags": joined(flags) if flags else "", "symptoms": named_symptoms(case)}
 
 # %% ../../nbs/language/findings.ipynb #c012
 def choices(

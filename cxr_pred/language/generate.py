@@ -272,13 +272,13 @@ def explain_aloud(
     prompt, may, done = finding_prompt(case, facts), choices(case, facts), None
     known = {s for places in may.values() for wordings in places for w in wordings for s in sentences(w)}
     for attempt in range(attempts):
-        told, text = [], ""
+        told, text, refused = [], "", False
         for text in writer.stream(prompt, time_limit_s=time_limit_s, seed=AGAIN + attempt - 1 if attempt else None, said=may, stop=stop):
             new = finished_sentences(text)[len(told):]
-            if new and (not known.issuperset(s.text for s in new) or sentence_problems([s.text for s in new], case, facts)): break
+            if refused := bool(new) and (not known.issuperset(s.text for s in new) or bool(sentence_problems([s.text for s in new], case, facts))): break
             told += new
             yield from new
-        done = judge(text, case, facts) if parse_answer(text) or not new else template_explanation(case, facts, "llm_unsupported")
+        done = template_explanation(case, facts, "llm_unsupported") if refused else judge(text, case, facts)
         if done.source == "llm" or stop(): break
         if told and attempt + 1 < attempts: yield Again()
     yield done

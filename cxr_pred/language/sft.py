@@ -42,10 +42,10 @@ def sample_finding(
     label: str,  # one of LABELS
 ) -> Finding:
     "A finding of this class such as the reader could give."
-    word = rng.choices(list(CONFIDENCES), (50, 25, 17, 8))[0]
+    word = rng.choices(["very likely", "likely", "possible"], (55, 27, 18))[0]   # below one half the reader abstains
     p = round(rng.uniform(*CONFIDENCES[word]), 3)
-    kin = [l for l in LABELS if l != label and (l in CHEST) == (label in CHEST)]
-    others = rng.sample(kin, rng.choices((0, 1, 2), (50, 35, 15) if p > 0.7 else (25, 50, 25))[0])
+    kin = [l for l in LABELS if l != label and "NORMAL" not in (l, label) and (l in CHEST) == (label in CHEST)]   # where a normal film is not ruled out the reader abstains too
+    others = rng.sample(kin, min(len(kin), rng.choices((0, 1, 2), (50, 35, 15) if p > 0.7 else (25, 50, 25))[0]))
     places = [] if label == "NORMAL" else rng.sample([z for z in ZONES if z.endswith("zone") == (label in CHEST)], rng.choices((0, 1, 2), (10, 55, 35))[0])
     severity = "none" if label == "NORMAL" else rng.choices(("unknown", "mild", "moderate", "severe"), (55, 15, 15, 15))[0]
     flags = rng.sample(list(FLAGS), rng.choices((0, 1, 2), (80, 16, 4))[0])

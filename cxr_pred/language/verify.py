@@ -25,7 +25,7 @@ from ..vision.finding import Finding, confidence_word
 
 # %% ../../nbs/language/verify.ipynb #c004
 def sentences(text: str) -> list[str]:
-    "The sentences of a text, on full stops, question and exclamation marks and semicolons."
+    "The sentences of a text, on full stops, question and exclamation marks."
     return [s.strip() for s in re.split(r"(?<=[.!?])\s+", text) if s.strip()]
 
 
@@ -97,7 +97,7 @@ def condition_problems(
         if (m := NORMAL_FILM.search(s)) and own != {"NORMAL"} and not ("NORMAL" in open_set and OPEN.search(s)): yield f"condition: {m[0]} in {s!r}"
         if (m := word(BREAK).search(s)) and (chest or not finding) and not (OPEN.search(s) and any(l.startswith("FRACTURE") for l in open_set)): yield f"condition: {m[0]} in {s!r}"
         if (m := word(CHEST_WORDS).search(s)) and not chest: yield f"condition: {m[0]} in {s!r}"
-        if (m := word(r"arms?|hands?|bones?|limbs?").search(s)) and (chest or not finding): yield f"condition: {m[0]} in {s!r}"
+        if (m := word(r"arms?|hands?|bones?|limbs?").search(s)) and (chest or not finding) and not (OPEN.search(s) and any(l.startswith("FRACTURE") for l in open_set)): yield f"condition: {m[0]} in {s!r}"
 
 # %% ../../nbs/language/verify.ipynb #c010
 NONE_OF = re.compile(r"\b(?:sees?|shows?|sign of|signs of|there(?:'s| is)|finds?|found) (?:no|none|neither|nothing)\b|\bnone of\b|\bneither\b|\bno (?:sign|signs) of\b", re.I)
