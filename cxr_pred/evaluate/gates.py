@@ -66,7 +66,7 @@ def halt_if_failed(
 # %% ../../nbs/evaluate/gates.ipynb #n0091
 HEADLINE = {"films": "etl.films_out", "test": "vit.overall.n", "accuracy": "vit.overall.accuracy.value", "low": "vit.overall.accuracy.low", "high": "vit.overall.accuracy.high",
             "balanced": "vit.overall.balanced_accuracy.value", "auroc": "vit.overall.macro_auroc.value", "ece": "vit.overall.ece",
-            "answered": "vit.answered.share.value", "right": "vit.answered.accuracy.value", "coverage": "vit.conformal.coverage", "refused": "llm.fallback_rate.trained"}
+            "answered": "vit.answered.share.value", "right": "vit.answered.accuracy.value", "coverage": "vit.conformal.coverage", "refused": "llm.fallback_rate.verified"}
 
 
 def headline(

@@ -12,7 +12,7 @@ from html import escape
 
 from ..language.case import Case
 from ..language.facts import reading_grade
-from ..language.findings import Explanation, assemble, parse_answer
+from ..language.findings import Explanation, assemble, choices, fits, parse_answer
 from ..language.sft import edited_parts
 from ..language.verify import check
 
@@ -29,11 +29,13 @@ def kinds_of(
     text: str,    # what the model wrote
     case: Case,
     facts: dict,
+    bound: bool = False,  # whether it has to be a choice of what may be said
 ) -> set[str]:
     "The kinds of problem that a model's text has; empty for one that passes."
     said = parse_answer(text)
     written = assemble(said or edited_parts(text), case, facts, source="llm", verified=False)
     found = {p.split(":")[0] for p in check(written, case, facts)}
+    if said and bound and not fits(said, choices(case, facts)): found |= {"words"}
     return found if said else found | {"form"}
 
 # %% ../../nbs/evaluate/language.ipynb #c007
@@ -41,10 +43,11 @@ def rates(
     texts: Sequence[str],   # what the model wrote
     cases: Sequence[Case],  # what it was asked, in the same order
     facts: dict,
+    bound: bool = False,    # see `kinds_of`
 ) -> dict[str, float]:
     "The share of texts, 0 to 1, with each group of KINDS, and of those that would be refused. Raises `ValueError` for none."
     if not texts or len(texts) != len(cases): raise ValueError(f"{len(texts)} texts for {len(cases)} cases")
-    found = [kinds_of(t, c, facts) for t, c in zip(texts, cases)]
+    found = [kinds_of(t, c, facts, bound) for t, c in zip(texts, cases)]
     return {name: sum(bool(f & kinds) for f in found) / len(found) for name, kinds in KINDS.items()} | {"fallback_rate": sum(bool(f) for f in found) / len(found), "n": len(found)}
 
 

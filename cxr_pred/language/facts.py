@@ -54,9 +54,11 @@ def entry_problems(
     "What is wrong with one section of the file, in words."
     out = [f"{name}: no {kind}" for kind in required if not entry.get(kind)]
     if entry.get("urgency") not in URGENCIES: out.append(f"{name}: urgency must be one of {', '.join(URGENCIES)}")
-    young = entry.get("children") or {}
-    out += [f"{name}.children: {kind} must be one of {', '.join(LINES)}, and hold lines" for kind in young if kind not in LINES or not young[kind]]
-    return out + line_problems(name, entry, sources) + line_problems(f"{name}.children", young, sources)
+    for whose in ("children", "clinician"):
+        own = entry.get(whose) or {}
+        out += [f"{name}.{whose}: {kind} must be one of {', '.join(LINES)}, and hold lines" for kind in own if kind not in LINES or not own[kind]]
+        out += line_problems(f"{name}.{whose}", own, sources)
+    return out + line_problems(name, entry, sources)
 
 
 def facts_problems(facts: dict) -> list[str]:
@@ -89,10 +91,10 @@ def entry(
     facts: dict,
     case: Case,
 ) -> dict:
-    "The section of the facts that an explanation of this answer stands on; for a child with the children's lines in place of the adults'."
+    "The section of the facts that an explanation of this answer stands on; for a child with the children's lines in place of the adults', for a clinician with theirs in place of either."
     if case.answered is None: found = facts["no_answer"][case.reason_code if case.reason_code in NO_ANSWERS else "low_confidence"]
     else: found = facts["classes"][str(case.answered.label)]
-    return found | (found.get("children") or {}) if case.age_group == "child" else found
+    return found | ((found.get("children") or {}) if case.age_group == "child" else {}) | ((found.get("clinician") or {}) if case.reader == "clinician" else {})
 
 
 def texts(

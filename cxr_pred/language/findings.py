@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ZONES', 'FLAGS', 'NOTHING', 'WORDINGS', 'NO_LEADS', 'SAID', 'SYSTEM', 'Explanation', 'with_article', 'joined',
            'known_zones', 'known_flags', 'not_ruled_out', 'side_words', 'percent', 'named_symptoms', 'filling',
-           'choices', 'as_pattern', 'parts', 'assemble', 'template_explanation', 'finding_prompt', 'Said',
+           'choices', 'as_pattern', 'fits', 'parts', 'assemble', 'template_explanation', 'finding_prompt', 'Said',
            'write_answer', 'parse_answer']
 
 # %% ../../nbs/language/findings.ipynb #c002
@@ -155,6 +155,14 @@ def as_pattern(places: list[tuple[str, ...]]) -> str:
     "A regular expression of the texts that take one sentence for each place; in the common part of Python's and Rust's syntax."
     quoted = lambda text: re.sub(r"([\\.+*?()|\[\]{}^$#&~/-])", r"\\\1", text)
     return f"^{' '.join('(?:' + '|'.join(map(quoted, wordings)) + ')' for wordings in places)}$"
+
+
+def fits(
+    said: dict,   # summary and details
+    choices: dict[str, list[tuple[str, ...]]],
+) -> bool:
+    "Whether a text is one choice of what may be said."
+    return all(re.fullmatch(as_pattern(places), said[part]) for part, places in choices.items())
 
 
 def parts(
