@@ -7,7 +7,7 @@ __all__ = ['REASONS', 'language_client', 'events_of', 'may_say', 'problems_of', 
            'kept_explanation', 'written_here']
 
 # %% ../../nbs/clinic/writer.ipynb #c002
-import json, os, re
+import json, os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -15,8 +15,8 @@ from .study import Report
 from ..core import CxrError, SetupError, log, read_json, settings, write_json
 from ..language.case import Case, Reader
 from ..language.facts import entry, texts
-from ..language.findings import Explanation, as_pattern, choices, finding_prompt, template_explanation
-from ..language.verify import check, sentence_problems, sentences
+from ..language.findings import Explanation, choices, finding_prompt, fits, template_explanation
+from ..language.verify import check, sentence_problems, sentences_among
 
 # %% ../../nbs/clinic/writer.ipynb #c005
 def language_client(
@@ -57,7 +57,7 @@ def problems_of(
 ) -> list[str]:
     "What the check finds, and whether anything else in it is of the writer's own making: summary and details have to be a choice of what may be said, all else has to be the rule's."
     rule = template_explanation(case, facts)
-    own = [f"words: {part} not among the reviewed sentences" for part, places in may_say(case, facts).items() if not re.fullmatch(as_pattern(places), getattr(explanation, part))]
+    own = [f"words: {part} not among the reviewed sentences" for part, places in may_say(case, facts).items() if not fits({part: getattr(explanation, part)}, {part: places})]
     own += [f"words: {part} not the rule's" for part in ("next_steps", "urgency", "language") if getattr(explanation, part) != getattr(rule, part)]
     if not explanation.verified or explanation.fallback_reason not in ({""} if explanation.source == "llm" else REASONS): own.append("words: it does not say who wrote it and why")
     return own + check(explanation, case, facts)
@@ -71,7 +71,7 @@ def ask_writer(
 ) -> Explanation:
     "The language service's explanation. Raises `CxrError`: llm_timeout, llm_unreachable, llm_error, llm_bad_answer, llm_unsupported."
     import httpx
-    explanation, known = None, {s for places in may_say(case, facts).values() for wordings in places for w in wordings for s in sentences(w)}
+    explanation, known = None, sentences_among(may_say(case, facts))
     try:
         with client.stream("POST", "/v1/explain", json=case.model_dump(mode="json"), headers={"Accept": "text/event-stream"}) as answer:
             for name, data in events_of(answer.raise_for_status().iter_lines()):

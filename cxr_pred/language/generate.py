@@ -22,7 +22,7 @@ from .case import Case
 from .facts import load_facts
 from .findings import SYSTEM, Explanation, Said, as_pattern, assemble, choices, finding_prompt, fits, parse_answer, template_explanation
 from .qlora import merge_adapter
-from .verify import check, sentence_problems, sentences
+from .verify import check, sentence_problems, sentences, sentences_among
 from ..vision.classify import Bundle, load_bundle
 
 # %% ../../nbs/language/generate.ipynb #c004
@@ -262,7 +262,7 @@ def explain_aloud(
     "Yield sentences as they are written and checked, then the explanation."
     if case.answered is None: yield template_explanation(case, facts); return
     prompt, may, done = finding_prompt(case, facts), choices(case, facts), None
-    known = {s for places in may.values() for wordings in places for w in wordings for s in sentences(w)}
+    known = sentences_among(may)
     for attempt in range(attempts):
         told, text, refused = [], "", False
         for text in writer.stream(prompt, time_limit_s=time_limit_s, seed=AGAIN + attempt - 1 if attempt else None, said=may, stop=stop):

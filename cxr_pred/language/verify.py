@@ -7,10 +7,11 @@ __all__ = ['BREAK', 'CONDITIONS', 'PARTS', 'INFECTION', 'CHEST_WORDS', 'UNKNOWN'
            'HERE', 'SPEECH', 'NONE_OF', 'HARMLESS_NO', 'NO', 'REASSURE', 'NORMAL_SAID', 'SIDE', 'HEIGHT', 'HEIGHTS',
            'PAIR', 'NO_SIDE', 'POINTS', 'BOTH', 'SEVERITY', 'SURE', 'HARMLESS_SURE', 'LIKELY', 'HEDGE', 'HOW_BAD',
            'DAYS', 'PAIR_OF', 'SAME_WORD', 'OF_SET', 'NUMBER', 'FILM', 'FAULTS', 'LESS', 'NO_FLAG', 'FAULTY', 'THEIRS',
-           'IN_CASE', 'WAIT', 'CUES', 'TOO_SLOW', 'LEAK', 'STRANGE', 'OPEN_TO_DOCTOR', 'sentences', 'plain', 'trusted',
-           'word', 'named', 'condition_problems', 'negation_problems', 'zone_problems', 'degree_problems',
-           'quality_problems', 'without_named', 'symptom_problems', 'slow_problems', 'urgency_problems',
-           'form_problems', 'missing_problems', 'case_words', 'vocabulary_problems', 'sentence_problems', 'check']
+           'IN_CASE', 'WAIT', 'CUES', 'TOO_SLOW', 'LEAK', 'STRANGE', 'OPEN_TO_DOCTOR', 'sentences', 'sentences_among',
+           'plain', 'trusted', 'word', 'named', 'condition_problems', 'negation_problems', 'zone_problems',
+           'degree_problems', 'quality_problems', 'without_named', 'symptom_problems', 'slow_problems',
+           'urgency_problems', 'form_problems', 'missing_problems', 'case_words', 'vocabulary_problems',
+           'sentence_problems', 'check']
 
 # %% ../../nbs/language/verify.ipynb #c002
 import re
@@ -27,6 +28,13 @@ from ..vision.finding import Finding, confidence_word
 def sentences(text: str) -> list[str]:
     "The sentences of a text, on full stops, question and exclamation marks."
     return [s.strip() for s in re.split(r"(?<=[.!?])\s+", text) if s.strip()]
+
+
+def sentences_among(
+    choices: dict[str, list[tuple[str, ...]]],   # of `findings.choices`
+) -> set[str]:
+    "The sentences of everything that may be said."
+    return {s for places in choices.values() for wordings in places for w in wordings for s in sentences(w)}
 
 
 def plain(sentence: str) -> str:

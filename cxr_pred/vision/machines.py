@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from safetensors.torch import load_file, save_file
 
-from ..core import SetupError, seed_everything
+from ..core import SetupError, log, seed_everything
 from ..data.augment import Alteration
 from .resume import RandomNumbers
 from .train import BestEpoch, Joined, Picked, Tuner, train_epochs
@@ -146,11 +146,15 @@ def with_ray(
     "Do a job on a Ray cluster: that of RAY_ADDRESS, or one of this machine."
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")  # a cold import of torch can take longer than Ray's 60
+    import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     folder = Path(folder).resolve()
+    if not ray.is_initialized(): ray.init()
+    cards = int(ray.cluster_resources().get("GPU", 0))   # the cluster's: the machine that asks may have none
+    if 0 < cards < devices: log.warning("The cluster has %d GPUs for %d workers: they train on processors. Ask for as many workers as there are GPUs (train_vit.devices).", cards, devices)
     TorchTrainer(ray_loop, train_loop_config={"folder": str(folder), "strategy": strategy},
-                 scaling_config=ScalingConfig(num_workers=devices, use_gpu=torch.cuda.is_available(), placement_strategy=spread),
+                 scaling_config=ScalingConfig(num_workers=devices, use_gpu=cards >= devices, placement_strategy=spread),
                  run_config=RunConfig(name="ray", storage_path=str(folder), failure_config=FailureConfig(max_failures=failures), checkpoint_config=CheckpointConfig(num_to_keep=2))).fit()
 
 # %% ../../nbs/vision/machines.ipynb #c013

@@ -99,6 +99,7 @@ def embed(
 def made_with() -> str:
     "What kept arrays depend on beside weights and films: the code that makes them, torch, timm, device and precision."
     device, bf16 = device_and_precision()
+    if device == "cuda": device = torch.cuda.get_device_name()
     return "\n".join([*map(inspect.getsource, (embed, Reader.stem, Reader.rest, Reader.features)), f"torch {torch.__version__} timm {version('timm')} {device} bf16 {bf16}"])
 
 
