@@ -163,6 +163,7 @@ def test_physicians_words_reach_the_language_data(project, tmp_path, monkeypatch
         if "parameters" in cell.metadata.get("tags", []): names |= {"run": str(tmp_path), "n_pairs": 40, "feedback": str(tmp_path / "answers.parquet"), "repeat": 3}
     mine = [p for p in read_pairs(tmp_path / "sft/train.jsonl") if p["origin"] == "physician"]
     assert len(mine) == 3 and "air sacs" in mine[0]["answer"] and read_json(tmp_path / "sft/summary.json")["physicians_refused"] == 1
+    assert "A doctor has to listen to your chest." in [w["sentence"] for w in read_pairs(tmp_path / "sft/wordings.jsonl")], "for whoever reviews the sentences"
 
 
 # ---- promotion and refusal

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONFIDENCES', 'NO_ANSWER_CASES', 'COMPLAINTS', 'spread', 'sample_finding', 'sample_case', 'split_of', 'pair',
-           'grammar_pairs', 'edited_parts', 'feedback_pairs', 'write_pairs', 'read_pairs', 'case_of']
+           'grammar_pairs', 'edited_parts', 'feedback_pairs', 'new_wordings', 'write_pairs', 'read_pairs', 'case_of']
 
 # %% ../../nbs/language/sft.ipynb #c002
 import hashlib, json, random
@@ -16,8 +16,8 @@ import numpy as np
 from ..core import InputError, write_json
 from ..data.labels import CHEST, LABELS
 from .case import Case
-from .findings import FLAGS, ZONES, assemble, finding_prompt, parse_answer, parts, write_answer
-from .verify import check, sentences
+from .findings import FLAGS, ZONES, assemble, choices, finding_prompt, parse_answer, parts, write_answer
+from .verify import check, sentences, sentences_among
 from ..vision.finding import Finding, confidence_word
 
 # %% ../../nbs/language/sft.ipynb #c004
@@ -129,6 +129,19 @@ def feedback_pairs(
         else: refused += 1
     return out, refused
 
+
+def new_wordings(
+    physicians: list[dict],  # from `feedback_pairs`
+    facts: dict,
+) -> list[dict]:
+    "Sentences of physicians that are not among the reviewed ones: reader, label, sentence, times; the most frequent first."
+    found = Counter()
+    for p in physicians:
+        case = Case.model_validate(p["case"])
+        known = sentences_among(choices(case, facts))
+        found.update((case.reader, case.answered.label, s) for text in parse_answer(p["answer"]).values() for s in sentences(text) if s not in known)
+    return [{"reader": reader, "label": label, "sentence": s, "times": n} for (reader, label, s), n in sorted(found.items(), key=lambda kv: (-kv[1], kv[0]))]
+
 # %% ../../nbs/language/sft.ipynb #c013
 def write_pairs(
     folder: Path,
@@ -138,15 +151,16 @@ def write_pairs(
     repeat: int = 3,
     refused: int = 0,             # physicians' texts left out
 ) -> dict:
-    "Write train, val and test.jsonl and summary.json; return the counts."
+    "Write train, val, test and wordings.jsonl and summary.json; return the counts."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     rows = {"train": [], "val": [], "test": []}
     for p in pairs: rows[split_of(p["prompt"]) if p["case"]["finding"] else "train"].append(p)
     rows["train"] += [p for p in physicians for _ in range(repeat)]
-    for name, lines in rows.items():
+    told = new_wordings(physicians, facts)
+    for name, lines in [*rows.items(), ("wordings", told)]:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False, sort_keys=True) + "\n" for r in lines), encoding="utf-8")
-    counts = {**{k: len(v) for k, v in rows.items()}, "physicians": len(physicians), "physicians_refused": refused,
+    counts = {**{k: len(v) for k, v in rows.items()}, "physicians": len(physicians), "physicians_refused": refused, "new_wordings": len(told),
               "prompts_in_two_splits": len({p["prompt"] for p in rows["train"] if p["origin"] == "grammar"} & {p["prompt"] for p in rows["test"]}),
               "labels": dict(Counter((p["case"]["finding"] or {"label": p["case"]["status"]})["label"] for p in rows["train"])),
               "readers": dict(Counter(p["case"]["reader"] for p in rows["train"]))}
