@@ -182,7 +182,7 @@ def test_log_in_through_the_hospital_s_provider(client, store, provider):
         if not cookies: client.cookies.clear()
         return client.get(back[back.index("/v1/"):], follow_redirects=False)
     done = through(dict(sub="17", preferred_username="anna", roles=["physician"]))
-    assert done.status_code == 302 and done.headers["location"] == "/" and client.get("/v1/me").json() == {"name": "anna", "role": "physician", "csrf": None} and client.get("/v1/worklist").status_code == 200
+    assert done.status_code == 302 and done.headers["location"] == "/?view=physician" and client.get("/v1/me").json() == {"name": "anna", "role": "physician", "csrf": None} and client.get("/v1/worklist").status_code == 200
     assert problem_of(through(dict(sub="18", roles=["cleaner"])), 403)["code"] == "no_role" and client.get("/v1/worklist").status_code == 401
     assert problem_of(through(dict(sub="17", roles=["physician"]), cookies=False), 401)["code"] == "wrong_login", "begun in another browser"
     assert problem_of(through(dict(sub="17", roles=["physician"], nonce="of another log-in")), 401)["code"] == "wrong_login"

@@ -129,7 +129,7 @@ def add_oidc(app: FastAPI, fails: Callable[..., dict]) -> None:
         try: token = client.fetch_token(described["token_endpoint"], code=code, code_verifier=sent["verifier"])
         except (AuthlibBaseError, httpx.HTTPError, ValueError) as e: raise InputError("wrong_login", f"The log-in provider refused: {type(e).__name__}.", "Log in again.", status=401) from None
         user = account_of(store, claims_of(str(token.get("id_token", "")), fetched(described["jwks_uri"]), sent["nonce"]))
-        answer = RedirectResponse("/", 302, {"Cache-Control": "no-store"})
+        answer = RedirectResponse("/?view=physician", 302, {"Cache-Control": "no-store"})
         answer.delete_cookie(PENDING, path="/v1/oidc")
         set_cookies(answer, request, *open_session(store, user))
         return answer
