@@ -10,16 +10,16 @@ import re
 
 # %% ../../nbs/language/vocabulary.ipynb #c003
 PLAIN = frozenset("""
-a about above after again all alone already also am among an and another answer answered answers any anyone anything are as ask asks at attribution away be because been before
-being best better between but by calibrated call calls came can cannot chance check chest choose clear come computer confirm could counted coverage day days decide decides
+a about above after again all alone already also am among an and another answer answered answers any anyone anything are as ask asks at attribution away be because been before began
+being best better between but by calibrated call calls came can cannot chance check chest choose clear come computer confirm correct could counted counts coverage day days decide decides
 diagnosis did do doctor doctors document does doing done each either else enough even every everyone exactly examines explain extent far file film films find finding first fit fits
-flags for found from further get give gives go graded grades had has have he hear heatmap help her here highest him hint his how however i ideal if illnesses image in into is it
-its itself just kept know known knows last late later lay leave less let lies like likely look looked looking looks lung machine made make makes may me mean means might more most
+flags for found from further get give gives go going graded grades had has have he hear heatmap help her here highest him hint his how however i ideal if illnesses image in into is it
+its itself just kept kind know known knows last late later lay leave less let lies like likely look looked looking looks lung machine made make makes may me mean means might more most
 mostly much must my name named names need needed needs never no none nor not nothing now of off on once one only or order other others our out output over own page part patient
 peaks people percent person physician picture place places plain please prediction probability program quality radiologist radiologists rate rated rates ray read reader reading
 reads really reason reliable replace rest result results rule ruled said same saw say says second see seem seems seen sees set severity shall she should show shown shows side signs
 since so software some somebody someone something soon sooner spoke still such suggested suggests sure symptoms take taken takes tell tells than that the their them then there
-these they thing things think thinks this those though to today together told tomorrow too trust try under understand unless until up urgent us usual very visit want was way we
+these they thing things think thinks this those though to today together told tomorrow too trust try under understand unless until up urgent us usual very visit want was way went we
 well were what when where whether which while who whole whom whose why will with within without word words work worth would x yet you your yours yourself zones
 """.split())
 SPOKEN = re.compile(r"[a-z]+")
