@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ZONES', 'FLAGS', 'NOTHING', 'ANOTHER', 'WORDINGS', 'NO_LEADS', 'SAID', 'SYSTEM', 'Explanation', 'with_article',
            'joined', 'known_zones', 'known_flags', 'not_ruled_out', 'side_words', 'percent', 'named_symptoms',
-           'you_named', 'filling', 'choices', 'as_pattern', 'fits', 'parts', 'assemble', 'template_explanation',
+           'in_whom', 'filling', 'choices', 'as_pattern', 'fits', 'parts', 'assemble', 'template_explanation',
            'finding_prompt', 'Said', 'write_answer', 'parse_answer']
 
 # %% ../../nbs/language/findings.ipynb #c002
@@ -40,7 +40,7 @@ class Explanation(BaseModel):
 
 # %% ../../nbs/language/findings.ipynb #c006
 ZONES = tuple([f"{side} {height} zone" for side in ("right", "left") for height in ("upper", "middle", "lower")] + [f"{height} third of the film" for height in ("upper", "middle", "lower")])
-FLAGS = {"low_contrast": "low contrast", "tiny": "few pixels", "saturated": "overexposed"}
+FLAGS = {"low_contrast": "low contrast", "tiny": "few pixels", "saturated": "overexposure"}
 
 
 NOTHING = "normal film"   # what NORMAL is called where it is not the answer and not ruled out
@@ -75,19 +75,19 @@ WORDINGS = {
     "patient": {
         "lead": ("The reader sees signs of {name} on this film, and rates this answer as {word}.",
                  "The reader's answer for this film is {name}, which it rates as {word}.",
-                 "The reader takes what this film shows for {name}, an answer that it rates as {word}.",
+                 "To the reader this film shows signs of {name}, an answer that it rates as {word}.",
                  "What the reader sees on this film fits {name}, an answer that the reader rates as {word}.",
                  "The reader finds signs on this film that fit {name}, and it calls this answer {word}.",
-                 "Going by this film, the reader would say {name}, and it rates this answer as {word}."),
-        "normal": ("The reader sees none of the lung illnesses that it knows on this film; it is {word} that this answer is correct.",
-                   "This chest film shows the reader none of the lung illnesses that it knows, and it is {word} that this answer is correct.",
+                 "On this film the reader sees what fits {name}, and it rates this answer as {word}."),
+        "normal": ("On this film the reader sees none of the lung illnesses that it knows; it is {word} that this answer is correct.",
+                   "On this chest film the reader finds none of the lung illnesses that it knows, and it is {word} that this answer is correct.",
                    "On this chest film the reader finds no sign of the lung illnesses that it knows; it is {word} that this answer is correct."),
         "place": ("The reader looked mostly at the {zones}{side}.", "The signs that the reader went by lie mostly in the {zones}{side}.",
                   "Most of what the reader saw lies in the {zones}{side}.", "What counts most for this answer lies in the {zones}{side}."),
         "severity": ("The reader grades the signs as {severity}.", "On this film the signs look {severity}.", "As far as a film can show it, the signs look {severity}."),
         "others": ("The reader cannot rule out {others}.", "The reader also cannot rule out {others}, so a doctor has to decide.", "From the film alone the reader cannot rule out {others} either."),
         "film": ("The film is not ideal ({flags}), which makes the answer less reliable.", "Because the film is not ideal ({flags}), the answer is less reliable.", "The picture is not ideal ({flags}), so the answer is less reliable than usual."),
-        "symptoms": ("{you_named} {symptoms}: tell the doctor about that too.", "{you_named} {symptoms}: tell the doctor when that began.", "{you_named} {symptoms}: the doctor should hear about that as well."),
+        "symptoms": ("You named {symptoms}{whose}: tell the doctor about that too.", "You named {symptoms}{whose}: tell the doctor since when.", "You named {symptoms}{whose}: the doctor should hear of that as well."),
         "closing": ("This is a hint for a doctor, not a diagnosis.", "Only a doctor who examines {whom} can confirm this.", "A doctor who sees {whom} has the last word, not this reader."),
     },
     "clinician": {
@@ -107,7 +107,7 @@ WORDINGS = {
 NO_LEADS = {"abstained": ("The reader can't tell what this film shows.", "The reader has no answer for this film; it can't tell."),
             "rejected": ("The reader did not read this picture.", "This picture was not read.")}
 SAID: dict[Symptom, str] = {"cough": "a cough", "fever": "a fever", "breathlessness": "shortness of breath", "chest pain": "chest pain", "coughing blood": "coughing up blood", "night sweats": "night sweats", "weight loss": "weight loss",
-                            "injury": "an injury", "swelling": "swelling", "pain on moving": "pain on moving", "deformity": "a part bent out of shape", "numbness": "numbness"}
+                            "injury": "an injury", "swelling": "swelling", "pain on moving": "pain on moving", "deformity": "a changed shape", "numbness": "numbness"}
 
 
 def side_words(
@@ -129,7 +129,7 @@ def named_symptoms(case: Case) -> str:
     return joined([SAID[s] for s in case.symptoms]) if case.symptoms else ""
 
 
-def you_named(case: Case) -> str: return "For the child you named" if case.age_group == "child" else "You named"
+def in_whom(case: Case) -> str: return " in the child" if case.age_group == "child" else ""
 
 
 def filling(
@@ -140,7 +140,7 @@ def filling(
     f, child, places, flags, others = case.answered, case.age_group == "child", [*dict.fromkeys(known_zones(case.answered))], known_flags(case.answered), not_ruled_out(case.answered, facts)
     return {"name": with_article(entry(facts, case)["name"]), "word": confidence_word(f.probability), "percent": str(percent(f.probability)), "coverage": str(percent(f.coverage)),
             "zones": joined(places, "and the") if places else "", "side": side_words(places, "the child's own" if child else "your own"), "whom": "the child" if child else "you", "severity": f.severity if f.severity in ("mild", "moderate", "severe") else "",
-            "others": joined([with_article(o) for o in others], "or") if others else "", "listed": joined([with_article(o) for o in others]) if others else "", "flags": joined(flags) if flags else "", "symptoms": named_symptoms(case), "you_named": you_named(case)}
+            "others": joined([with_article(o) for o in others], "or") if others else "", "listed": joined([with_article(o) for o in others]) if others else "", "flags": joined(flags) if flags else "", "symptoms": named_symptoms(case), "whose": in_whom(case)}
 
 # %% ../../nbs/language/findings.ipynb #c012
 def choices(
@@ -177,7 +177,7 @@ def parts(
 ) -> dict:
     "Summary and details in reviewed sentences, for an answer or for none."
     if case.answered: return {part: " ".join(map(pick, places)) for part, places in choices(case, facts).items()}
-    told = [pick(WORDINGS[case.reader]["symptoms"]).format(symptoms=s, you_named=you_named(case))] if (s := named_symptoms(case)) else []
+    told = [pick(WORDINGS[case.reader]["symptoms"]).format(symptoms=s, whose=in_whom(case))] if (s := named_symptoms(case)) else []
     return {"summary": pick(NO_LEADS["rejected" if case.status == "rejected" else "abstained"]), "details": " ".join(texts(entry(facts, case), "what_it_is") + told)}
 
 # %% ../../nbs/language/findings.ipynb #c014
