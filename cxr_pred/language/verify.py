@@ -190,7 +190,7 @@ def degree_problems(
 # %% ../../nbs/language/verify.ipynb #q66b5115
 FILM = word(r"films?|pictures?|images?|x-rays?|exposures?")
 FAULTS = {"low_contrast": word(r"(?:low|little|poor|weak|no) contrast|washed.out|contrast is (?:low|poor|weak)"), "tiny": word(r"(?:few|too few|not enough) pixels|low resolution|pixelated"),
-          "saturated": word(r"over-?exposed|too (?:bright|white)|saturated|glare")}
+          "saturated": word(r"over-?expos(?:ed|ure)|too (?:bright|white)|saturated|glare")}
 LESS = re.compile(r"\bless (?:reliable|certain|sure|trustworthy)\b", re.I)   # than usual, which only a fault of the film makes it
 NO_FLAG = word(r"too dark|under-?exposed|blurr?\w*|fuzzy|unsharp|out of focus|nois[ey]\w*|grainy|cut off|cropped|rotated|tilted|shaken|dirty|scratch\w*")
 FAULTY = re.compile(r"\b(?:not|isn't|never|less than|far from) (?:an? |the |very |quite )?(?:ideal|perfect|sharp|best|good (?:film|picture|image|quality)|clear (?:film|picture|image))\b|\b(?:poor|bad|limited|imperfect|suboptimal|reduced)(?:ly)? (?:exposed|film|picture|image|x-ray|quality)|\b(?:film|picture|image|x-ray)(?:'s)? (?:is|was|being) (?:poor|bad|limited|imperfect)\b|\b(?:film|picture|image) quality\b|\bquality of (?:the|this|your) (?:film|picture|image|x-ray)", re.I)
