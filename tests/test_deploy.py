@@ -32,7 +32,7 @@ CHECKED = {
 # what other rooms put here, with tests of their own
 ELSEWHERE = {"tests/test_rollout.py": ["deploy/rollout.yaml"], "tests/test_monitoring.py": ["deploy/grafana/dashboards/**"], "tests/test_logs.py": ["deploy/elk/**"],
              "tests/test_chart.py": ["deploy/checks/ruff.toml"], "tests/test_schedules.py": ["deploy/airflow/**"], "tests/test_stack.py": ["deploy/stack/**"],
-             "tests/test_compose.py": ["deploy/compose/compose.*.yaml", "deploy/compose/reader.env.example", "deploy/compose/prometheus/gpu/*.yml"]}
+             "tests/test_compose.py": ["deploy/compose/compose.*.yaml", "deploy/compose/reader.env.example", "deploy/compose/prometheus/gpu/*.yml", "deploy/compose/prometheus/rollout/*.yml"]}
 
 
 def run(*args, **more) -> subprocess.CompletedProcess: return subprocess.run(list(map(str, args)), capture_output=True, text=True, timeout=500, **({"cwd": ROOT} | more))
@@ -453,7 +453,7 @@ def test_prometheus():
     # the jobs that the rules know are those that are scraped
     jobs = set(re.findall(r'job="(cxr-\w+)"', "".join(r["expr"] for r in rules)))
     scraped = {j["job_name"] for j in yaml.safe_load((DEPLOY / "compose/prometheus/prometheus.yml").read_text())["scrape_configs"]}
-    assert {"cxr-reader", "cxr-writer", "cxr-watch"} <= jobs & scraped and (CHART / "files/rules.yml").resolve() == DEPLOY / "prometheus/rules/cxr.yml"
+    assert {"cxr-reader", "cxr-writer", "cxr-watch"} <= jobs & scraped and "cxr-rollout" in scraped and (CHART / "files/rules.yml").resolve() == DEPLOY / "prometheus/rules/cxr.yml"
 
 
 def test_prometheus_asks_services_that_are_there(composed):

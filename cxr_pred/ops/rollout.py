@@ -57,7 +57,7 @@ class Limits(BaseModel):
 
 class RolloutSettings(BaseSettings):
     "Where the parts are, from CXR_ROLLOUT_* environment variables."
-    model_config = SettingsConfigDict(env_prefix="CXR_ROLLOUT_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="CXR_ROLLOUT_", extra="ignore", env_ignore_empty=True)
     proxy: str = "127.0.0.1:9999"               # HAProxy's stats socket: host:port or a path
     stable: str = "http://127.0.0.1:8001"       # the reader behind the server `stable`
     canary: str = "http://127.0.0.1:8002"       # and behind `canary`
