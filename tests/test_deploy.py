@@ -108,7 +108,9 @@ def test_commands_ports_and_addresses_are_the_products():
     for f, words in {f: re.findall(r'"cxr-pred", "([a-z-]+)"((?:, "[^"]*")*)', t) for f, t in text.items()}.items():
         for name, rest in words:
             assert name in commands, (f, name)
-            options = {o for p in commands[name].params for o in p.opts + p.secondary_opts}
+            command = commands[name]
+            if sub := getattr(command, "commands", None): word = re.match(r', "([a-z-]+)"', rest)[1]; assert word in sub, (f, name, word); command = sub[word]
+            options = {o for p in command.params for o in p.opts + p.secondary_opts}
             assert set(re.findall(r'"(--[a-z-]+)"', rest)) <= options, (f, name, rest)
     assert next(p.default for p in commands["serve"].params if p.name == "port") == 8000 and next(p.default for p in commands["llm-serve"].params if p.name == "port") == 8001
     assert {"/healthz", "/readyz", "/metrics", "/v1/predict"} <= set(create_app(ui=False).openapi()["paths"]) and {"/healthz", "/readyz", "/metrics"} <= set(create_service(Desk(ROOT)).openapi()["paths"])
@@ -189,6 +191,10 @@ for i in range(60):
     store.add_study(study_row(report, seen.heat, kept=signals(film.pixels, seen.features, seen.finding and seen.ood)), film.pixels)
 watch = Watch(store, classifier, load_reference(d / "reference.json"))
 assert watch.look() and watch.failures == 0
+from cxr_pred.ops import signature
+from cxr_pred.ops.rollout import made_up_films
+assert len(made_up_films(2)) == 2   # compose.rollout.yaml's rollout is of this image, and its load test draws films
+signature.new_key(d / "key"); signature.sign(d / "toy", d / "key"); signature.check(d / "toy", d / "key.pub")
 print(watch.page().decode())
 """
 
