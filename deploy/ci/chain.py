@@ -13,13 +13,13 @@ from canary import ROLL_BACK, ROOT, Missed, Trial
 HALT = 3
 
 
-def say(command: list, env: dict[str, str] | None = None, missed: int | None = None) -> str:
-    "Run a command, show what it says, and give its last line. Raises `Missed` where it fails, with its own status if `missed` is None."
+def say(command: list, env: dict[str, str] | None = None) -> str:
+    "Run a command, show what it says, and give its last line. Raises `Missed` where it fails, with its status."
     p, last = subprocess.Popen([str(c) for c in command], cwd=ROOT, env=os.environ | (env or {}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"), ""
     for line in p.stdout:
         print(line, end="", flush=True)
         if line.strip() and not line.startswith("make"): last = line.strip()   # make's own last line names no reason
-    if status := p.wait(): raise Missed(last or f"status {status}", missed or status)
+    if status := p.wait(): raise Missed(last or f"{command[0]} ended with status {status}", status)
     return last
 
 
@@ -47,8 +47,8 @@ class Chain:
 
     def gate(self) -> str:
         if not (self.bundle / "manifest.json").is_file(): raise Missed(f"{self.bundle} holds no bundle: `make run` makes one", HALT)
-        try: same = (self.bundle / "metrics/gates.json").read_bytes() == (self.metrics / "gates.json").read_bytes()
-        except OSError as e: raise Missed(f"{e.filename} cannot be read: a model without gates does not go on", HALT) from e
+        try: same = json.loads((self.bundle / "metrics/gates.json").read_bytes()) == json.loads((self.metrics / "gates.json").read_bytes())
+        except (OSError, ValueError) as e: raise Missed(f"the gates of {self.bundle} or {self.metrics} cannot be read ({type(e).__name__}): a model without gates does not go on", HALT) from e
         if not same: raise Missed(f"{self.bundle} was not made by the run that {self.metrics} is of: their gates.json differ", HALT)
         said = self.judged(self.a.profile, self.metrics)
         # the model in use is judged too: the sample has no patients whose groups could be compared
@@ -65,8 +65,7 @@ class Chain:
         return f"{sum(g['action'] == 'halt' for g in gates)} gates that halt passed, {sum(g['name'].startswith('gap by ') for g in gates)} gaps between groups no worse than the commit's"
 
     def package(self) -> str:
-        images = say([ROOT / "deploy/ci/package.sh"])
-        return f"bills of materials in build/sbom; {images[0].lower() + images[1:]}" if "no Docker" in images else f"bills of materials in build/sbom; {images}"
+        return f"bills of materials in build/sbom. {say([ROOT / 'deploy/ci/package.sh'])}"
 
     def sign(self) -> str:
         from cxr_pred.core import CxrError
