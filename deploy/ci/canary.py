@@ -67,7 +67,7 @@ class Trial:
             self.cli("start", self.stable)
             for part in (stack.haproxy(site), stack.reader(site, "stable", False), stack.reader(site, "canary", False), next(p for p in stack.watches(site) if p.name == "rollout")):
                 self.stack.callback(part.stop); part.start()
-                self.until(part.is_ready, f"{part.name} is not ready", 400)
+                self.until(part.is_ready, f"{part.name} is not ready", self.limits["wait_s"] + 100)
             self.senders = lambda: Traffic(f"https://{at('clinic')}", self.films or made_up_films(), stack.certificate(self.folder))
         except CxrError as e: self.stack.close(); raise Missed(str(e), ROLL_BACK) from e
         except BaseException: self.stack.close(); raise
@@ -120,7 +120,7 @@ class Trial:
         self.cli("promote", "--why", "the canary was good")
         begun = time.time()
         # the watch lets the old version go after keep_s, where nothing is wrong and nobody is called
-        self.until(lambda: self.stage("settled"), "the reader behind stable does not serve the new version", self.limits["keep_s"] + 400)
+        self.until(lambda: self.stage("settled"), "the reader behind stable does not serve the new version", self.limits["keep_s"] + self.limits["wait_s"] + 100)
         n, lost = self.answered(begun)
         if self.memory.read().stable.hash != self.version.hash or lost > self.limits["failures"] * (n.total() + lost): raise Missed(f"{lost} of {n.total() + lost} films were lost on the way to {self.version.version}", ROLL_BACK)
         return f"{self.version.version} reads all: {n.total()} films since, {lost} lost"
