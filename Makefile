@@ -31,7 +31,7 @@ help:
 	@echo "make test-deps  what the full test can use beside: chromium, promtool, amtool, haproxy, dcmtk, dicom3tools, Orthanc, rsyslog and nftables from Debian, deploy-checks, and ONNX Runtime Web where npm is"
 	@echo "make deploy-checks  .venv-deploy: the tools that check deploy/ and .github/workflows/ (npm for the schemas of Argo Rollouts and its like)"
 	@echo "make airflow-checks  .venv-airflow: Airflow, in which the schedules of deploy/airflow are tried"
-	@echo "make ci         what the workflows do, as far as one machine can: lint, tests, training of the sample, gate, package, staging"
+	@echo "make ci         what the workflows do, on this machine: lint, tests, training, gate, package, signature, staging, canary, production; stops at the first that fails (FROM=, TO=)"
 	@echo "make lock       settings.ini's requirements resolved into requirements.lock; versions that are there stay"
 	@echo "make deploy-locks   cut the images' locks out of requirements.lock"
 
@@ -119,13 +119,9 @@ $(SCHEDULER): deploy/airflow/requirements.lock | $(STAMP)
 	@$(BIN)/uv pip sync --quiet --require-hashes --python .venv-airflow/bin/python deploy/airflow/requirements.lock || { echo "Airflow could not be installed. Check the network (UV_INDEX_URL for a mirror); then run the same command again."; exit 1; }
 	@touch $@
 
+# FROM=gate begins there, TO=sign ends there; LIMITS: a file of limits that differ from deploy/rollout.yaml
 ci: setup deploy-checks
-	@deploy/ci/lint.sh
-	@$(MAKE) --no-print-directory test
-	@$(MAKE) --no-print-directory run
-	@$(BIN)/python deploy/ci/gate.py runs/$(PROFILE)/metrics
-	@deploy/ci/package.sh
-	@deploy/ci/staging.sh
+	@$(ENV) python deploy/ci/chain.py --profile $(PROFILE) $(if $(FROM),--from $(FROM)) $(if $(TO),--to $(TO)) $(if $(LIMITS),--limits "$(LIMITS)")
 
 # uv remembers what setup.py asked for by the file's time, and does not see that settings.ini changed
 lock: setup

@@ -9,9 +9,9 @@ __all__ = ['cli', 'NO_ANSWER', 'BUNDLE', 'HOST', 'PORT', 'ECS', 'feedback', 'REF
            'llm_serve', 'app', 'llm_publish', 'fetch_data', 'link_data', 'data_page', 'pipeline', 'export', 'doctor',
            'test_films', 'film_to_show', 'show', 'load', 'drift', 'watch', 'simulate', 'records', 'forget', 'sweep',
            'backup', 'restore', 'audit', 'users_add', 'users_list', 'users_disable', 'keys_add', 'keys_list',
-           'keys_revoke', 'steering', 'rollout_start', 'rollout_status', 'rollout_promote', 'rollout_rollback',
-           'rollout_watch', 'rollout_serve', 'stack', 'report_hour', 'films', 'queue', 'suspects', 'retrain',
-           'originals_new_key', 'originals_get', 'originals_reseal', 'main']
+           'keys_revoke', 'steering', 'rollout_start', 'rollout_new_key', 'rollout_sign', 'rollout_status',
+           'rollout_promote', 'rollout_rollback', 'rollout_watch', 'rollout_serve', 'stack', 'report_hour', 'films',
+           'queue', 'suspects', 'retrain', 'originals_new_key', 'originals_get', 'originals_reseal', 'main']
 
 # %% ../nbs/04_cli.ipynb #c002
 import json, os, sys, threading
@@ -600,6 +600,20 @@ def rollout_start(bundle: Path = typer.Argument(help="folder of the new bundle")
     with steering() as r: state = r.start(bundle); print(f"{(state.candidate or state.stable).version}: {state.stage}. `cxr-pred rollout watch` takes it further, `cxr-pred rollout status` says where it stands.")
 
 
+@rollouts.command("new-key")
+def rollout_new_key(path: Path = typer.Argument(help="the file for it; its public half comes beside it, as PATH.pub, for CXR_ROLLOUT_SIGNERS")):
+    "Make a key that bundles are signed with. Keep it where bundles are packaged, and nowhere else."
+    from cxr_pred.ops.signature import new_key
+    with plainly(): print(f"Key {new_key(path)}; {path}.pub is its public half")
+
+
+@rollouts.command("sign")
+def rollout_sign(bundle: Path = typer.Argument(help="folder of the bundle"), key: Path = typer.Option(..., help="the file of `rollout new-key`")):
+    "Sign a bundle, after a look at each of its files."
+    from cxr_pred.ops.signature import sign
+    with plainly(): print(f"{bundle} is signed with key {sign(bundle, key)}")
+
+
 @rollouts.command("status")
 def rollout_status(as_json: bool = typer.Option(False, "--json", help="print the whole state")):
     "Say where the rollout stands and what was decided."
@@ -639,7 +653,7 @@ def rollout_watch(host: str = HOST, port: int = typer.Option(9110, help="0: any 
 
 
 @rollouts.command("serve")
-def rollout_serve(server: str = typer.Argument(help="stable or canary"), port: int = typer.Option(..., min=1, help="where HAProxy looks for it"), ui: bool = typer.Option(False, "--ui/--no-ui", help="with the page at /"), ecs: bool = ECS):
+def rollout_serve(server: str = typer.Argument(help="stable or canary"), port: int = typer.Option(..., min=1, help="where HAProxy looks for it"), host: str = HOST, ui: bool = typer.Option(False, "--ui/--no-ui", help="with the page at /"), first: Path = typer.Option(None, help="folder of the bundle that is served where nothing was served before"), ecs: bool = ECS):
     "Keep a reader running behind one of HAProxy's servers, with the bundle that the rollout asks for."
     with plainly():
         log_as(ecs, "cxr-slot")
@@ -648,7 +662,10 @@ def rollout_serve(server: str = typer.Argument(help="stable or canary"), port: i
         from cxr_pred.ops.proxy import SERVERS
         from cxr_pred.ops.rollout import Memory, RolloutSettings, Slot
         if server not in SERVERS: raise InputError("unknown_server", f"There is no server {server!r}.", f"Use one of: {', '.join(SERVERS)}.")
-        slot = Slot(Memory(settings().state), server, port, ("--ui" if ui else "--no-ui", *(["--ecs"] if ecs else [])), proxy=RolloutSettings().proxy)
+        memory = Memory(settings().state)
+        if first and memory.read().stable is None:
+            with steering() as r: r.start(first)
+        slot = Slot(memory, server, port, ("--host", host, "--ui" if ui else "--no-ui", *(["--ecs"] if ecs else [])), proxy=RolloutSettings().proxy)
         for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, lambda *a: slot.stopping.set())
         slot.keep()
 

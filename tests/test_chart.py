@@ -275,6 +275,14 @@ def test_release_installs_and_goes_back(stand_in, tmp_path):
     good(release("back", "cxr", "6")); assert "rollback" not in stand_in.calls(), "it still runs"
     good(release("back", "cxr", "0")); assert "rollback" not in stand_in.calls()
     good(release("back", "cxr", "5")); assert "helm rollback cxr 5 --namespace cxr " in stand_in.calls()
+    # an image that the delivery did not sign is not installed
+    stand_in(cosign="")
+    asked = release("upgrade", "production", SIGNER="https://github.com/o/r/.github/workflows/delivery.yml@refs/heads/main")
+    good(asked); calls = stand_in.calls().splitlines()[-1 - len(IMAGES):]
+    assert {re.search(r"r\.example/([\w-]+)@sha256:", c)[1] for c in calls[:-1]} == set(IMAGES) and all("verify --certificate-identity https://github.com/o/r/" in c for c in calls[:-1]) and calls[-1].startswith("helm upgrade")
+    n, refused = len(stand_in.calls().splitlines()), run(project / "deploy/ci/release.sh", "upgrade", "production", env=stand_in(cosign="exit 1") | {"REGISTRY": "r.example", "HOST": "h.example", "SIGNER": "https://github.com/o/r/.github/workflows/delivery.yml@refs/heads/main"})
+    assert refused.returncode == 3 and "is not signed by" in refused.stderr and "helm" not in "".join(stand_in.calls().splitlines()[n:])
+    assert FLOWS["delivery.yml"]["env"]["SIGNER"] == "https://github.com/${{ github.workflow_ref }}"
     assert release("upgrade", "moon").returncode == 2 and release().returncode == 2
     assert good(run(project / "deploy/ci/release.sh", "revision", "cxr", env=stand_in(helm="exit 1"))).strip() == "0"
     # the chart knows every value that is set

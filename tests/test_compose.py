@@ -1,5 +1,5 @@
 "One server by Docker Compose: that it would come up, that its parts reach each other and nothing else, and that its scripts do what they say. No Docker is needed."
-import configparser, http.server, json, os, re, shutil, socket, ssl, subprocess, sys, tempfile, threading, time, urllib.request
+import configparser, contextlib, http.server, json, os, re, shutil, signal, socket, ssl, subprocess, sys, tempfile, threading, time, urllib.request
 from pathlib import Path
 
 import pytest
@@ -113,9 +113,9 @@ def test_settings_of_a_hospital_need_no_change_of_a_file_in_git(tmp_path):
     assert services["page"]["environment"]["CXR_DICOM_PEER"] == "PACS@pacs:104"
     assert [v["source"] for v in services["alertmanager"]["volumes"] if v["target"].endswith("alertmanager.yml")] == ["./alertmanager.yml"]
     ignored = (ROOT / ".gitignore").read_text().split()
-    for own in (".env", "reader.env", "alertmanager.yml", "secrets/"): assert f"/deploy/compose/{own}" in ignored
+    for own in (".env", "reader.env", "alertmanager.yml", "secrets/", "bundles/"): assert f"/deploy/compose/{own}" in ignored
     out = (DEPLOY / "docker/train.Dockerfile.dockerignore").read_text().split()
-    for own in (".env", "reader.env", "alertmanager.yml", "secrets"): assert f"deploy/compose/{own}" in out, "the image that takes the whole project takes no secret"
+    for own in (".env", "reader.env", "alertmanager.yml", "secrets", "bundles"): assert f"deploy/compose/{own}" in out, "the image that takes the whole project takes no secret"
 
 
 def test_the_example_names_settings_that_there_are(everything):
@@ -124,6 +124,146 @@ def test_the_example_names_settings_that_there_are(everything):
     assert len(named) >= 5 and named <= set(re.findall(r"`(CXR_[A-Z_]+)`", (ROOT / "docs/operator.md").read_text()))
     fixed = {k for s in ("vit", "page") for k in everything["services"][s]["environment"]}
     assert not named & fixed, "what stands in compose.yaml wins over this file"
+
+
+# ---- a new bundle by steps
+
+@pytest.fixture(scope="module")
+def steered() -> dict: return composed("compose.rollout.yaml", profiles="")
+
+
+def test_a_rollout_has_a_home(steered, default, tmp_path):
+    services, new = steered["services"], steered["services"]["rollout"]
+    assert set(services) == {*default["services"], "rollout", "bundle", "vit-canary"} and once(services) == {"folders", "bundle"}
+    # HAProxy's switch asks for no password: the network that it is on has nobody else, and there its name has one address
+    assert {n for n, s in services.items() if "steer" in (s.get("networks") or {})} == {"haproxy", "rollout"} and steered["networks"]["steer"]["internal"]
+    proxy = services["haproxy"]
+    assert proxy["networks"]["steer"]["aliases"] == ["steer"] and proxy["environment"]["ADMIN"] == new["environment"]["CXR_ROLLOUT_PROXY"] == "steer:9999" and not [p for p in proxy["ports"] if p["target"] != 8443]
+    for name in ("vit", "vit-canary"): assert services[name]["environment"]["CXR_ROLLOUT_PROXY"] == "haproxy:" + proxy["environment"]["COUNTS"].split(":")[1] and "serve" in set(services[name]["networks"]) & set(proxy["networks"])
+    for what, service in (("STABLE", "vit"), ("CANARY", "vit-canary"), ("PROMETHEUS", "prometheus")):
+        host, port = new["environment"][f"CXR_ROLLOUT_{what}"].removeprefix("http://").split(":")
+        assert host == service and set(services[host]["networks"]) & set(new["networks"]) and (what == "PROMETHEUS" or proxy["environment"][what] == f"{host}:{port}")
+    state = lambda s: next(v["target"] for v in s["volumes"] if v["source"] == "films")
+    assert state(new) == state(services["vit"]) == state(services["vit-canary"]), "one state, one log" 
+    assert {"cxr_database_url"} == {s["source"] for s in new["secrets"]} and new["read_only"] and new["cap_drop"] == ["ALL"]
+    bundles = {n: v.get("read_only", False) for n, s in services.items() for v in s.get("volumes", []) if v["target"] == "/bundles"}
+    assert bundles == {n: n != "bundle" for n in ("vit", "vit-canary", "rollout", "page", "llm", "cxr-watch", "bundle")}, "only the one that fills it may write"
+    assert new["environment"]["CXR_ROLLOUT_SIGNERS"] == "" and {"/rollout.yaml", "/signers.pub"} <= {v["target"] for v in new["volumes"]}
+    (tmp_path / "env").write_text((HERE / ".env.example").read_text() + "SIGNERS=./release.key.pub\nBUNDLE=/bundles/2026-12\n")
+    own = composed("compose.rollout.yaml", env=tmp_path / "env")["services"]
+    assert own["rollout"]["environment"]["CXR_ROLLOUT_SIGNERS"] == "/signers.pub" and "./release.key.pub" in {v["source"] for v in own["rollout"]["volumes"]}
+    assert {own[n]["environment"]["CXR_BUNDLE"] for n in ("page", "llm", "cxr-watch")} == {"/bundles/2026-12"}
+    target, = yaml.safe_load((HERE / "prometheus/rollout/rollout.yml").read_text())[0]["targets"]
+    assert target == "rollout:" + new["command"][new["command"].index("--port") + 1]
+
+
+def test_settings_that_are_empty_are_not_set(monkeypatch):
+    "As Compose writes those that nobody set."
+    from cxr_pred.ops.rollout import RolloutSettings
+    monkeypatch.setenv("CXR_ROLLOUT_SIGNERS", "")
+    assert RolloutSettings().signers is None
+
+
+def test_the_image_s_bundle_is_put_beside_the_others(tmp_path):
+    from cxr_pred.vision.toy import toy_bundle
+    facts = ROOT / "nbs/language/facts.yaml"
+    (tmp_path / "bundles").mkdir(); (tmp_path / "bin").mkdir(); (tmp_path / "bin/python").symlink_to(sys.executable)
+    fill = lambda image: run(HERE / "rollout/fill.sh", image, tmp_path / "bundles", env=os.environ | {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"})
+    names, first = lambda: {p.name for p in (tmp_path / "bundles").iterdir()}, toy_bundle(tmp_path / "first", facts)
+    for _ in range(2): good(fill(first)); assert names() == {"toy-0", "image"}
+    assert (tmp_path / "bundles/image").read_text() == f"{tmp_path / 'bundles/toy-0'}\n" and (tmp_path / "bundles/toy-0/vit.onnx").stat().st_mode & 0o044 == 0o044
+    good(fill(toy_bundle(tmp_path / "second", facts, seed=2))); assert names() == {"toy-0", "toy-2", "image"} and (tmp_path / "bundles/image").read_text().endswith("toy-2\n")
+    manifest = json.loads((first / "manifest.json").read_text()); (first / "manifest.json").write_text(json.dumps(manifest | {"created_from": {"x": "y"}}))
+    good(fill(first)); odd, = names() - {"toy-0", "toy-2", "image"}
+    assert re.fullmatch(r"toy-0-[0-9a-f]{8}", odd), "the same name, and another bundle"
+    (first / "manifest.json").write_text(json.dumps(manifest | {"version": "../x"})); assert fill(first).returncode == 1 and "no folder's name" in fill(first).stderr
+    assert "/bundles/image" in (HERE / "compose.rollout.yaml").read_text()
+
+
+def ports(n: int) -> list[int]:
+    with contextlib.ExitStack() as held: return [held.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(n)]
+
+
+@contextlib.contextmanager
+def proxied(folder: Path, services: dict, where: dict[str, str]):
+    "HAProxy as the files start it; `where` has an address of this machine for each of theirs."
+    shutil.copy(HERE / "prepare.sh", folder); good(run(folder / "prepare.sh"))
+    env = {k: where.get(v, v) for k, v in services["haproxy"]["environment"].items()} | {"CERTIFICATE": str(folder / "secrets/certificate")}
+    with open(folder / "haproxy.log", "wb") as log: p = subprocess.Popen([debian("haproxy"), "-db", "-f", DEPLOY / "haproxy/haproxy.cfg"], env=os.environ | env, stdout=log, stderr=log)
+    try:
+        end = time.monotonic() + 100
+        while True:
+            try: socket.create_connection(("127.0.0.1", int(env["ADMIN"].rsplit(":")[-1])), 2).close(); break
+            except OSError: assert p.poll() is None and time.monotonic() < end, (folder / "haproxy.log").read_text(); time.sleep(0.2)
+        yield env
+    finally: p.terminate(); p.wait(20)
+
+
+def test_readers_may_count_and_not_switch(steered, tmp_path):
+    from cxr_pred.core import SetupError
+    from cxr_pred.ops.proxy import say, servers, set_weights
+    listen, metrics, admin, counts, none = ports(5)
+    with proxied(tmp_path, steered["services"], {"0.0.0.0:8443": f"127.0.0.1:{listen}", "0.0.0.0:8405": f"127.0.0.1:{metrics}", "steer:9999": f"localhost:{admin}", "0.0.0.0:9998": f"127.0.0.1:{counts}"} | {f"{n}:8000": f"127.0.0.1:{none}" for n in ("vit", "vit-canary", "page")}):
+        set_weights(f"127.0.0.1:{admin}", (90, 10))   # by a name, as in Compose
+        assert {n: s.weight for n, s in servers(f"127.0.0.1:{counts}").items()} == {"stable": 90, "canary": 10}
+        with pytest.raises(SetupError, match="proxy_refused"): set_weights(f"127.0.0.1:{counts}", (0, 100))
+        assert "denied" in say(f"127.0.0.1:{counts}", "set server vit/stable state maint").lower() and servers(f"127.0.0.1:{admin}")["stable"].weight == 90
+
+
+def test_an_operator_goes_to_production_and_back_with_these_files(steered, tmp_path):
+    "The commands and variables of compose.rollout.yaml as processes of this machine: first bundle, canary, production, back."
+    import httpx
+    from cxr_pred.ops.rollout import made_up_films
+    from cxr_pred.vision.toy import toy_bundle
+    services, facts = steered["services"], ROOT / "nbs/language/facts.yaml"
+    listen, metrics, admin, counts, page, *own = ports(8)
+    port = dict(zip(("vit", "vit-canary", "rollout"), own))
+    where = {"0.0.0.0:8443": f"127.0.0.1:{listen}", "0.0.0.0:8405": f"127.0.0.1:{metrics}", "steer:9999": f"127.0.0.1:{admin}", "0.0.0.0:9998": f"127.0.0.1:{counts}", "haproxy:9998": f"127.0.0.1:{counts}", "page:8000": f"127.0.0.1:{page}", "http://prometheus:9090": ""}
+    where |= {f"{n}:8000": f"127.0.0.1:{port[n]}" for n in ("vit", "vit-canary")} | {f"http://{n}:8000": f"http://127.0.0.1:{port[n]}" for n in ("vit", "vit-canary")} | {"/rollout.yaml": str(tmp_path / "rollout.yaml")}
+    (tmp_path / "rollout.yaml").write_text(yaml.safe_dump(yaml.safe_load((DEPLOY / "rollout.yaml").read_text()) | {"clients": 1, "step_s": 1, "gate_p99_ms": 60_000, "gate_per_s": 0.01, "p99_ms": 20_000, "keep_s": 3600, "every_s": 0.5, "wait_s": 400}))
+    (tmp_path / "bundles").mkdir(); (tmp_path / "bin").mkdir(); (tmp_path / "bin/python").symlink_to(sys.executable)
+    (tmp_path / "bin/cxr-pred").write_text(f'#!/bin/sh\nexec {sys.executable} -W ignore -m cxr_pred.cli "$@"\n'); (tmp_path / "bin/cxr-pred").chmod(0o755)
+    base = {k: v for k, v in os.environ.items() if not k.startswith("CXR_")} | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "CXR_STATE": str(tmp_path / "state"), "CXR_THREADS": "1"}
+    good(run(HERE / "rollout/fill.sh", toy_bundle(tmp_path / "image", facts), tmp_path / "bundles", env=base))
+    new = toy_bundle(tmp_path / "bundles/2026-12", facts, seed=2)
+    env = lambda n: base | {k: w for k, v in services[n]["environment"].items() if k.startswith("CXR_ROLLOUT") and (w := where.get(v, v))}
+    children = []
+    def start(n):
+        words = [w.replace("$$", "$").replace("/bundles", str(tmp_path / "bundles")).replace("0.0.0.0", "127.0.0.1") for w in services[n]["command"]]
+        words = [w.replace("--port 8000", f"--port {port[n]}") for w in words]
+        if "--port" in words: words[words.index("--port") + 1] = str(port[n])
+        children.append(subprocess.Popen(words, env=env(n), stdout=open(tmp_path / f"{n}.log", "ab"), stderr=subprocess.STDOUT, cwd=tmp_path)); return children[-1]
+    cli = lambda *words: good(run("cxr-pred", *words, env=env("rollout"), cwd=tmp_path))
+    def until(look, seconds=400):
+        end = time.monotonic() + seconds
+        while not look(): assert time.monotonic() < end and all(c.poll() is None for c in children), [(p.name, p.read_text()[-600:]) for p in tmp_path.glob("*.log")]; time.sleep(0.3)
+    stage = lambda: json.loads((tmp_path / "state/rollout.json").read_text())["stage"]
+    client = httpx.Client(verify=False, trust_env=False, timeout=60, base_url=f"https://127.0.0.1:{listen}")
+    film = made_up_films(1)[0]
+    def reads(): r = client.post("/v1/predict?explain=false", files={"file": ("f.png", film)}); assert r.status_code == 200, r.text; return r.headers["x-served-by"], r.json()["finding"]["model_version"] if r.json()["finding"] else None
+    def ready(url):
+        try: return httpx.get(f"{url}/readyz", timeout=5, trust_env=False).status_code == 200
+        except httpx.HTTPError: return False
+    try:
+        start("vit"); until(lambda: ready(where["http://vit:8000"])); start("vit-canary")
+        with proxied(tmp_path, services, where):
+            start("rollout")
+            until(lambda: client.get("/readyz").status_code == 200); assert {reads()[0] for _ in range(5)} == {"stable"}
+            assert "toy-0" in cli("rollout", "status")
+            cli("rollout", "start", new); until(lambda: stage() == "canary")
+            share = [reads()[0] for _ in range(40)].count("canary"); assert 3 <= share <= 5
+            cli("rollout", "promote", "--why", "it is well"); until(lambda: stage() == "production")
+            assert [reads()[0] for _ in range(20)].count("canary") >= 19
+            cli("rollout", "promote"); until(lambda: stage() == "settled"); assert client.get("/readyz").json()["model_version"] == "toy-2" and reads()[0] == "stable"
+            cli("rollout", "rollback", "--to", "toy-0"); until(lambda: stage() == "production"); assert httpx.get(f"{where['http://vit-canary:8000']}/readyz", trust_env=False, timeout=30).json()["model_version"] == "toy-0"
+            shown = httpx.get(f"http://127.0.0.1:{port['rollout']}/metrics", trust_env=False, timeout=30).text
+            assert 'cxr_rollout_stage{stage="production"} 1.0' in shown and "cxr_rollout_look_failures_total 0" in shown
+    finally:
+        for c in children: c.send_signal(signal.SIGINT)
+        for c in children:
+            try: c.wait(60)
+            except subprocess.TimeoutExpired: c.kill(); c.wait()
+        client.close()
 
 
 # ---- who reaches whom
@@ -355,8 +495,8 @@ def test_every_alarm_can_ring(everything, tmp_path):
     node = everything["services"]["node-exporter"]
     shown, hidden = {v["target"]: v for v in node["volumes"]}, re.search(r"mount-points-exclude=(.*)", " ".join(node["command"]))[1].replace("$$", "$")
     assert {v["source"] for v in shown.values()} == {"films", "postgres", "orthanc"} and all(v["read_only"] and not re.search(hidden, t) for t, v in shown.items()) and "--collector.filesystem" in node["command"]
-    gpu, = [j["file_sd_configs"][0]["files"][0] for j in conf["scrape_configs"] if "file_sd_configs" in j]
-    assert gpu == "/etc/prometheus/gpu/*.yml" and yaml.safe_load((HERE / "prometheus/gpu/gpu.yml").read_text())[0]["targets"] == ["dcgm-exporter:9400"]
+    found = {j["job_name"]: j["file_sd_configs"][0]["files"][0] for j in conf["scrape_configs"] if "file_sd_configs" in j}
+    assert found == {"gpu": "/etc/prometheus/gpu/*.yml", "cxr-rollout": "/etc/prometheus/rollout/*.yml"} and yaml.safe_load((HERE / "prometheus/gpu/gpu.yml").read_text())[0]["targets"] == ["dcgm-exporter:9400"]
     limit = float(re.search(r"> ([\d.e]+)$", rules["ReaderMemory"]["expr"])[1])
     for name in ("vit", "page"): assert limit < 0.75 * int(everything["services"][name]["deploy"]["resources"]["limits"]["memory"])
     chart = yaml.safe_load((DEPLOY / "helm/cxr-pred/values.yaml").read_text())["vit"]["resources"]["limits"]["memory"]
@@ -392,7 +532,9 @@ def docker(tmp_path):
 
 def test_commands_run_behind_the_entrypoint(docker, tmp_path, everything):
     good(run(tmp_path / "compose/cxr-pred.sh", "users", "add", "anna", "--role", "physician", env=docker, stdin=subprocess.DEVNULL))
-    assert (tmp_path / "calls").read_text().split(" ", 3)[3] == "exec -T page /opt/entrypoint.sh cxr-pred users add anna --role physician\n"
+    assert (tmp_path / "calls").read_text() == "compose exec -T page /opt/entrypoint.sh cxr-pred users add anna --role physician\n", "without --file, which would hide COMPOSE_FILE of .env"
+    (tmp_path / "calls").unlink(); good(run(tmp_path / "compose/cxr-pred.sh", "rollout", "status", env=docker, stdin=subprocess.DEVNULL))
+    assert (tmp_path / "calls").read_text() == "compose exec -T rollout /opt/entrypoint.sh cxr-pred rollout status\n"
     assert {"cxr_database_url", "cxr_physician_key"} <= {s["source"] for s in everything["services"]["page"]["secrets"]}
     # and the entrypoint does hand them on
     (tmp_path / "secrets").mkdir(); (tmp_path / "secrets/cxr_database_url").write_text("postgresql://there")

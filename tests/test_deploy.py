@@ -32,7 +32,7 @@ CHECKED = {
 # what other rooms put here, with tests of their own
 ELSEWHERE = {"tests/test_rollout.py": ["deploy/rollout.yaml"], "tests/test_monitoring.py": ["deploy/grafana/dashboards/**"], "tests/test_logs.py": ["deploy/elk/**"],
              "tests/test_chart.py": ["deploy/checks/ruff.toml"], "tests/test_schedules.py": ["deploy/airflow/**"], "tests/test_stack.py": ["deploy/stack/**"],
-             "tests/test_compose.py": ["deploy/compose/compose.*.yaml", "deploy/compose/reader.env.example", "deploy/compose/prometheus/gpu/*.yml"]}
+             "tests/test_compose.py": ["deploy/compose/compose.*.yaml", "deploy/compose/reader.env.example", "deploy/compose/prometheus/gpu/*.yml", "deploy/compose/prometheus/rollout/*.yml"]}
 
 
 def run(*args, **more) -> subprocess.CompletedProcess: return subprocess.run(list(map(str, args)), capture_output=True, text=True, timeout=500, **({"cwd": ROOT} | more))
@@ -108,7 +108,9 @@ def test_commands_ports_and_addresses_are_the_products():
     for f, words in {f: re.findall(r'"cxr-pred", "([a-z-]+)"((?:, "[^"]*")*)', t) for f, t in text.items()}.items():
         for name, rest in words:
             assert name in commands, (f, name)
-            options = {o for p in commands[name].params for o in p.opts + p.secondary_opts}
+            command = commands[name]
+            if sub := getattr(command, "commands", None): word = re.match(r', "([a-z-]+)"', rest)[1]; assert word in sub, (f, name, word); command = sub[word]
+            options = {o for p in command.params for o in p.opts + p.secondary_opts}
             assert set(re.findall(r'"(--[a-z-]+)"', rest)) <= options, (f, name, rest)
     assert next(p.default for p in commands["serve"].params if p.name == "port") == 8000 and next(p.default for p in commands["llm-serve"].params if p.name == "port") == 8001
     assert {"/healthz", "/readyz", "/metrics", "/v1/predict"} <= set(create_app(ui=False).openapi()["paths"]) and {"/healthz", "/readyz", "/metrics"} <= set(create_service(Desk(ROOT)).openapi()["paths"])
@@ -189,6 +191,10 @@ for i in range(60):
     store.add_study(study_row(report, seen.heat, kept=signals(film.pixels, seen.features, seen.finding and seen.ood)), film.pixels)
 watch = Watch(store, classifier, load_reference(d / "reference.json"))
 assert watch.look() and watch.failures == 0
+from cxr_pred.ops import signature
+from cxr_pred.ops.rollout import made_up_films
+assert len(made_up_films(2)) == 2   # compose.rollout.yaml's rollout is of this image, and its load test draws films
+signature.new_key(d / "key"); signature.sign(d / "toy", d / "key"); signature.check(d / "toy", d / "key.pub")
 print(watch.page().decode())
 """
 
@@ -453,7 +459,7 @@ def test_prometheus():
     # the jobs that the rules know are those that are scraped
     jobs = set(re.findall(r'job="(cxr-\w+)"', "".join(r["expr"] for r in rules)))
     scraped = {j["job_name"] for j in yaml.safe_load((DEPLOY / "compose/prometheus/prometheus.yml").read_text())["scrape_configs"]}
-    assert {"cxr-reader", "cxr-writer", "cxr-watch"} <= jobs & scraped and (CHART / "files/rules.yml").resolve() == DEPLOY / "prometheus/rules/cxr.yml"
+    assert {"cxr-reader", "cxr-writer", "cxr-watch"} <= jobs & scraped and "cxr-rollout" in scraped and (CHART / "files/rules.yml").resolve() == DEPLOY / "prometheus/rules/cxr.yml"
 
 
 def test_prometheus_asks_services_that_are_there(composed):
@@ -574,6 +580,14 @@ def test_environments_are_the_designs(rendered):
         jobs = {n: m["metadata"]["labels"]["cxr.job"] for n, m in of_kind(rendered[e], "Service").items()}
         assert jobs == {"cxr-vit": "cxr-reader", "cxr-vit-canary": "cxr-reader", "cxr-page": "cxr-reader", "cxr-llm": "cxr-writer", "cxr-watch": "cxr-watch"} and of_kind(rendered[e], "ServiceMonitor")["cxr"]["spec"]["jobLabel"] == "cxr.job"
         assert of_kind(rendered[e], "RayJob")["cxr-training"]["spec"]["suspend"] is True
+
+
+def test_the_language_service_has_room(rendered):
+    "What the operator's guide measured fits into what each environment asks for, with some to spare."
+    most = 1e9 * float(re.search(r"`cxr-pred llm-serve`\).*\(([\d.]+) at most", (ROOT / "docs/operator.md").read_text())[1])
+    for e, manifests in rendered.items():
+        asked = pods(manifests)["cxr-llm"]["containers"][0]["resources"]["requests"]["memory"]
+        assert asked.endswith("Gi") and float(asked[:-2]) * 2**30 > 1.5 * most, (e, asked)
 
 
 def test_what_the_services_find_in_the_cluster(rendered):

@@ -72,6 +72,60 @@ def test_commands_and_files_are_there(guide):
         if not link.startswith("http"): assert (guide.parent / link).exists(), f"{guide.name}: {link}"
 
 
+def spans(text: str) -> list[str]:
+    "What a guide gives to type: the lines of its blocks, comments cut off and continued lines joined, and its code spans."
+    blocks = re.findall(r"^```(?:bash|sh)?\n(.*?)^```", text, re.M | re.S)
+    lines = [re.sub(r"\s+#( .*|$)", "", l) for b in blocks for l in b.replace("\\\n", " ").splitlines()]
+    return lines + re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
+
+
+def options_of(words: list[str]) -> tuple[str, set[str]]:
+    "Name and options of the command that words begin with."
+    from typer.main import get_command
+    command, named = get_command(cli), []
+    while words and (sub := getattr(command, "commands", {}).get(words[0])): command, named = sub, named + [words.pop(0)]
+    return " ".join(named), {o for p in command.params for o in p.opts + p.secondary_opts} | {"--help"}
+
+
+ASKED = [*GUIDES, ROOT / "README.md", ROOT / "deploy/ray/README.md", ROOT / "deploy/elk/README.md", ROOT / "deploy/space/README.md", ROOT / "deploy/browser/README.md"]
+
+
+@pytest.mark.parametrize("guide", ASKED, ids=lambda p: str(p.relative_to(ROOT)))
+def test_options_are_there(guide):
+    for typed in spans(guide.read_text()):
+        for rest in re.findall(r"(?:^|[ /])cxr-pred(?:\.sh)? ([a-z][^;|&]*)", typed):
+            name, known = options_of(words := rest.split())
+            assert name, f"{guide.name}: {typed}"
+            assert {w.split("=")[0] for w in words if re.match(r"--[a-z]", w)} <= known, f"{guide.name}: {typed}"
+
+
+def sources(folder) -> str: return "\n".join(p.read_text() for p in sorted(folder.iterdir()) if p.suffix in (".yaml", ".sh"))
+
+
+@pytest.mark.parametrize("guide", ASKED, ids=lambda p: str(p.relative_to(ROOT)))
+def test_what_is_typed_is_there(guide):
+    "Variables of make, scripts, services and profiles of Compose, files."
+    make = (ROOT / "Makefile").read_text()
+    files = [yaml.load(re.sub(r"!reset ", "", p.read_text()), yaml.SafeLoader) for p in (ROOT / "deploy/compose").glob("compose*.yaml")]
+    services = {n for f in files for n in f["services"]}
+    profiles = {p for f in files for s in f["services"].values() for p in s.get("profiles", [])} | {"*"}
+    for typed in spans(guide.read_text()):
+        said = f"{guide.name}: {typed}"
+        for target, more in re.findall(r"^make ([a-z][a-z-]*)((?: [A-Z]+=\S*)*)", typed):
+            assert re.search(rf"^{target}:", make, re.M), said
+            for variable in re.findall(r"([A-Z]+)=", more): assert f"$({variable})" in make, said
+        for script in re.findall(r"(?:^|[ (])(?:\./)?((?:[\w-]+/)*[\w-]+\.(?:sh|py))\b", typed):
+            assert any((place / script).is_file() for place in (guide.parent, ROOT, ROOT / "deploy", ROOT / "deploy/compose", ROOT / "deploy/ci")), said
+        if m := re.search(r"docker compose (?:--profile (\S+) )?(?:exec|stop|start|rm|up|run)((?: --?[a-z][\w-]*)*) ?([a-z][a-z-]*)?", typed):
+            assert (m[1] or "*").strip("'\"") in profiles, said
+            if m[3]: assert m[3] in services, said
+        for named in re.findall(r"COMPOSE_PROFILES=([\w,]+)", typed): assert set(named.split(",")) <= profiles, said
+        for named in re.findall(r"COMPOSE_FILE=([\w.:]+)", typed): assert all((ROOT / "deploy/compose" / f).is_file() for f in named.split(":")), said
+        if typed.startswith("kubectl"): continue   # deploy/NAME is a Deployment there
+        for path in re.findall(r"(?:^|[ =])((?:deploy|docs|nbs|tests|models|data|metrics|profiles)/[\w./-]*[\w/])(?=$|[ :;,)])", typed):
+            assert (ROOT / path).exists() or path.startswith(("data/raw", "models/release", "deploy/compose/secrets")), said
+
+
 def test_citation():
     own = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     said = (ROOT / "settings.ini").read_text()

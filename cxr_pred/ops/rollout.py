@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ..core import CxrError, InputError, SetupError, log, root
+from . import signature
 from .compare import Comparison
 from .proxy import Server, servers, set_weights
 from ..store import Store
@@ -56,13 +57,14 @@ class Limits(BaseModel):
 
 class RolloutSettings(BaseSettings):
     "Where the parts are, from CXR_ROLLOUT_* environment variables."
-    model_config = SettingsConfigDict(env_prefix="CXR_ROLLOUT_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="CXR_ROLLOUT_", extra="ignore", env_ignore_empty=True)
     proxy: str = "127.0.0.1:9999"               # HAProxy's stats socket: host:port or a path
     stable: str = "http://127.0.0.1:8001"       # the reader behind the server `stable`
     canary: str = "http://127.0.0.1:8002"       # and behind `canary`
     prometheus: str | None = None               # its address; without it, /metrics is read here
     watch: str | None = None                    # address of `cxr-pred watch`, for drift, where there is no Prometheus
     limits: Path | None = None                  # file of limits; the project's deploy/rollout.yaml if None
+    signers: Path | None = None                 # file of public keys: a bundle that none of them signed is refused; not asked for if None
 
 
 def limits() -> Limits:
@@ -82,9 +84,13 @@ class Target(BaseModel):
     path: str
 
 
-def target(folder: Path | str) -> Target:
-    "A bundle as a target; every file is checked. Raises `SetupError`."
+def target(
+    folder: Path | str,
+    signers: Path | None = None,   # public keys, of which one has to have signed it
+) -> Target:
+    "A bundle as a target; every file is checked, and who signed it where that is asked for. Raises `SetupError`."
     b = load_bundle(Path(folder).absolute())
+    if signers: signature.check(b.path, signers)
     for name in b.manifest["files"]: b.read(name)
     return Target(version=b.manifest["version"], hash=b.hash, path=str(b.path))
 
@@ -446,7 +452,7 @@ class Rollout:
 
     def start(self, folder: Path, actor: str = "command line", tested: Callable[[Target], dict] | None = None, tell=print) -> State:
         "Test a bundle and give it its share. Raises `SetupError`: a bundle that is not whole, under_way, already_served; `InputError` load_failed."
-        new = target(folder)
+        new = target(folder, self.where.signers)
         with self.memory.locked():
             state = self.memory.read()
             if state.stage != "settled": raise InputError("under_way", f"A rollout of {state.candidate.version} is under way ({state.stage}).", "Promote it, or roll it back, first.", status=409)
@@ -496,7 +502,7 @@ class Rollout:
             if state.stage != "settled": raise InputError("under_way", f"The rollout is {state.stage}.", "Wait until it has settled, or roll back without a target." if to else "Wait until it has settled.", status=409)
             earlier = [t for t in state.known if t != state.stable and (to is None or to in (t.version, t.hash))]
             if not earlier: raise InputError("unknown_target" if to else "nothing_to_roll_back", f"{to} was never served here." if to else "There is no earlier version.", f"Known: {', '.join(t.version for t in state.known) or 'none'}.", status=404)
-            old = target(earlier[-1].path)
+            old = target(earlier[-1].path, self.where.signers)
             if old.hash != earlier[-1].hash: raise SetupError("bundle_changed", f"{old.path} holds {old.version} now.", "Put the earlier bundle back to its place.")
             return self.decided(state, actor, "return", why, rule, stage="waiting", candidate=old, goes_to="production", **self.comparisons())
 
@@ -581,10 +587,10 @@ class Watcher:
         return generate_latest(r) + f"# TYPE cxr_rollout_look_failures_total counter\ncxr_rollout_look_failures_total {self.failures}\n".encode()
 
 # %% ../../nbs/ops/rollout.ipynb #e65b9e44
-def wanted(state: State, server: str) -> str | None:
-    "The folder of the bundle that the reader behind a server is to serve; None for no reader."
-    if server == "stable": return state.stable and state.stable.path
-    return state.candidate.path if state.candidate and state.stage in ("waiting", *CARRIES) else None
+def wanted(state: State, server: str) -> Target | None:
+    "The bundle that the reader behind a server is to serve; None for no reader."
+    if server == "stable": return state.stable
+    return state.candidate if state.candidate and state.stage in ("waiting", *CARRIES) else None
 
 
 class Slot:
@@ -604,8 +610,9 @@ class Slot:
         self.child, self.path, self.stopping, self.starts, self.leaves = None, None, threading.Event(), 0, None
 
     def follow(self) -> None:
-        "Start, stop or replace the reader where another is wanted, or where it ended."
-        want = wanted(self.memory.read(), self.server)
+        "Start, stop or replace the reader where another is wanted, or where it ended. Raises `SetupError` for a bundle that is not what was rolled out."
+        asked = wanted(self.memory.read(), self.server)
+        want = asked and asked.path
         if self.child and want != self.path and self.child.poll() is None and not self.empty(): return
         if self.child and (want != self.path or self.child.poll() is not None):
             if self.child.poll() is not None and want == self.path:
@@ -615,6 +622,7 @@ class Slot:
             self.end()
         if want and self.child is None and not self.stopping.is_set():
             self.starts += 1
+            if target(want).hash != asked.hash: raise SetupError("bundle_changed", f"{want} is not the bundle that was rolled out as {asked.version}.", "Put that one back to its place, or roll out the one that is there.")
             env = (self.env or dict(os.environ)) | {"CXR_BUNDLE": want}
             self.child, self.path = subprocess.Popen([*self.command, "serve", "--port", str(self.port), *self.more], env=env, stdin=subprocess.PIPE, stdout=self.log_to, stderr=self.log_to), want
 
@@ -637,6 +645,6 @@ class Slot:
         try:
             while not self.stopping.is_set():
                 try: self.follow()
-                except CxrError as e: log.error("%s", e)
+                except CxrError as e: log.error("%s", e); self.stopping.wait(min(30, 2 ** self.starts))
                 self.stopping.wait(every_s)
         finally: self.end()

@@ -2,7 +2,7 @@
 # How many films in a hundred the canary reads: ./canary.sh 10, ./canary.sh 0 to take it out, ./canary.sh to ask.
 set -eu
 share=${1:-}
-say() { docker compose --file "$(dirname "$0")/compose.yaml" exec -T haproxy sh -c "printf '%s\n' \"\$1\" | nc 127.0.0.1 9999" sh "$1"; }
+say() { docker compose --file "$(dirname "$0")/compose.yaml" exec -T haproxy sh -c "printf '%s\n' \"\$1\" | nc \"\${ADMIN%:*}\" \"\${ADMIN##*:}\"" sh "$1"; }
 case $share in
     '') say 'show servers state vit' ;;
     *[!0-9]*) echo "A share is a whole number from 0 to 100, not $share." >&2; exit 2 ;;
