@@ -262,7 +262,7 @@ class Killer:
         "Wait for each number and kill, until `stopping` is set."
         while self.todo and not self.stopping.wait(0.02):
             at, what = self.todo[0]
-            if self.traffic.sent < at or self.traffic.under_way < 1: continue
+            if self.traffic.sent < at or self.traffic.under_way < 1 or self.clinic.rollout.status().stage in ("production", "settling"): continue   # the films are with the other reader then
             if line := self.kill(what): self.done.append(line); self.todo.pop(0)
 
     def kill(self, what: str) -> dict | None:
@@ -487,18 +487,20 @@ def month_figure(
 ):
     "Answered and right, coverage, drift and events over the uploads."
     from matplotlib.figure import Figure
-    fig = Figure(figsize=(11, 6.6), layout="constrained")
+    from matplotlib.ticker import LogLocator
+    fig, beside = Figure(figsize=(12, 6.6), layout="constrained"), {"fontsize": 8, "loc": "center left", "bbox_to_anchor": (1.0, 0.5), "frameon": False}
     top, middle, low = fig.subplots(3, 1, sharex=True, height_ratios=[3, 2, 1.5])
     real = films.assign(n=np.arange(1, len(films) + 1))[lambda t: t.wrong == ""]
     for name, label, colour in (("covered", "answered", GREY), ("good", "answered and right", TEAL)):
-        top.plot(real.n, real[name].rolling(newest, min_periods=max(1, newest // 4)).mean(), color=colour, linewidth=1.6, label=f"{label}, of the newest {newest}")
-    top.set_ylim(0, 1.02); top.set_ylabel("share of films", fontsize=9); top.legend(fontsize=8, loc="lower left", framealpha=0.9)
+        top.plot(real.n, real[name].rolling(newest, min_periods=max(1, newest // 4)).mean(), color=colour, linewidth=1.6, label=f"{label},\nof the newest {newest}")
+    top.set_ylim(0, 1.02); top.set_ylabel("share of films", fontsize=9); top.legend(**beside)
     seen = [l for l in looks if l["ratio"] is not None]
     versions = list(dict.fromkeys(l["version"] for l in seen))
     for k, version in enumerate(versions):
         some = [l for l in seen if l["version"] == version]
-        middle.plot([l["sent"] for l in some], [max(l["ratio"], 0.05) for l in some], ".-", color=(TEAL, AMBER, INK)[k % 3], markersize=3, linewidth=1, label=f"worst measure, version {version[:8]}")
-    middle.axhline(1, color=RED, linewidth=1, linestyle="--", label="limit: beyond it chance does not explain the films"); middle.set_yscale("log"); middle.set_ylabel("drift / limit", fontsize=9); middle.legend(fontsize=8, loc="upper left", framealpha=0.9)
+        middle.plot([l["sent"] for l in some], [max(l["ratio"], 0.05) for l in some], ".-", color=(TEAL, AMBER, INK)[k % 3], markersize=3, linewidth=1, label=f"worst measure,\nversion {version[:8]}")
+    middle.axhline(1, color=RED, linewidth=1, linestyle="--", label="limit: beyond it\nchance does not explain"); middle.set_yscale("log"); middle.set_ylabel("drift / limit", fontsize=9); middle.legend(**beside)
+    middle.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5))); middle.yaxis.set_major_formatter("{x:g}"); middle.yaxis.set_minor_formatter("")
     kinds = [k for k in EVENTS if any(e["kind"] == k for e in events)]
     for y, kind in enumerate(kinds[::-1]): low.plot(at := [e["sent"] for e in events if e["kind"] == kind], [y] * len(at), "o", color=EVENTS[kind], markersize=7)
     low.set_yticks(range(len(kinds)), kinds[::-1], fontsize=9); low.set_ylim(-0.6, len(kinds) - 0.4); low.set_xlabel("uploads", fontsize=9); low.set_xlim(0, max(len(films), 1))
