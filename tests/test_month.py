@@ -109,3 +109,26 @@ def test_a_month_of_toys_with_real_readers(tmp_path):
     assert len(r["kills"]) == 3 and all(k["back_s"] is not None for k in r["kills"]) and r["accounts"]["sent_again"] > 0
     assert r["bad_release"]["rolled_back"] and r["bad_release"]["rule"] == "worse_answers"
     assert [e["said"].split(": ")[-1] for e in r["events"] if e["kind"] == "release"][:2] == ["canary", "production, by hand"] and (tmp_path / "month/report.html").stat().st_size > 20_000
+
+
+@pytest.mark.parametrize("reason, code, promoted", [("There is reason to train again: by drift in two windows: reasons", 0, True), ("No reason to train again: 3 studies were settled", 3, False), ("No reason to train again: 3 studies were settled", 1, None)])
+def test_a_retraining_is_told_as_its_evidence_tells_it(tmp_path, monkeypatch, reason, code, promoted):
+    from cxr_pred.ops.challenge import decision
+    from cxr_pred.ops.evidence import write_evidence
+    asked = []
+    def ran(command, env, cwd, stdout, stderr, text):
+        asked.append(command[command.index("--profile") + 2:])
+        assert Path(env["CXR_ROOT"]) == Path(cwd) == tmp_path / "project" and env["MLFLOW_TRACKING_URI"].endswith(f"{tmp_path}/mlflow.db"), "what a month promotes stays in the month"
+        if asked[-1] == ["--check"]: return SimpleNamespace(returncode=0, stdout=f"{reason}\n")
+        if promoted is not None:
+            row = {"where": "recent feedback", "name": "accuracy", "kind": "goal", "champion": 0.4, "challenger": 0.9, "difference": 0.5, "low": 0.3 if promoted else -0.3, "high": 0.7, "n": 90, "units": 90}
+            champion = {"version": "sample-1", "bundle_hash": "c" * 64}
+            e = {"at": "2026-03-01", "profile": "sample", "started": reason, "run": "runs/retrain/sample/1", "data": {"films": 90, "recent": 30, "learned_from": 60}, "champion": champion, "challenger": champion, "decision": decision([row])}
+            write_evidence(Path(cwd) / "runs/retrain/sample/1/evidence", e)
+        return SimpleNamespace(returncode=code, stdout="")
+    monkeypatch.setattr(m.subprocess, "run", ran)
+    t = m.retrained(SimpleNamespace(folder=tmp_path, state=tmp_path / "state"), "sample")
+    assert asked == [["--check"], [] if reason.startswith("There") else ["--now"]] and t["by_itself"] is reason.startswith("There") and t["reason"] == reason
+    assert t["promoted"] is bool(promoted) and (t["bundle"] == f"{tmp_path}/project/runs/retrain/sample/1/bundle") is bool(promoted)
+    assert "status 1" in t["why"][0] if promoted is None else t["goals"][0]["verdict"] == ("better" if promoted else "worse")
+    assert (tmp_path / "project/params.yaml").resolve() == root() / "params.yaml" and not (tmp_path / "project/runs/retrain").is_symlink()
