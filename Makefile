@@ -11,7 +11,7 @@ STAMP := .venv/.set-up
 IS_3_11 := import sys; sys.exit(sys.version_info[:2] != (3, 11))
 PIPELINE := $(if $(filter sample,$(PROFILE)),dvc.yaml,profiles/$(PROFILE)/dvc.yaml)
 
-.PHONY: help setup run test test-all app lab release release-words browser readme test-deps deploy-checks airflow-checks deploy-locks ci simulate space lock docs stack
+.PHONY: help setup run test test-all app lab release release-words browser readme test-deps deploy-checks airflow-checks deploy-locks ci simulate month space lock docs stack
 
 help:
 	@echo "make run        set up, run the pipeline, explain one film (PROFILE=sample, or PROFILE=clinical DATA=folder)"
@@ -20,6 +20,7 @@ help:
 	@echo "make app        set up, then the page and REST on http://127.0.0.1:$(PORT)/ (PORT=)"
 	@echo "make lab        set up, then the notebooks in JupyterLab"
 	@echo "make simulate   play a hospital's day in three minutes against a reader of its own, and count what was lost"
+	@echo "make month      play a month: UPLOADS=20000 at a reader behind HAProxy, two drifts, a retraining, a bad release, three kill -9; one report: build/month/report.html"
 	@echo "make stack      the house as real processes, without Docker: database, S3, MLflow, readers, HAProxy, Prometheus, rsyslog, Orthanc; Ctrl-C stops it."
 	@echo "                Not among them: Elasticsearch, Kibana, Grafana, Ray, JupyterLab, Airflow (deploy/README.md says what is there instead)"
 	@echo "make release    copy the clinical run's bundle to models/release"
@@ -69,6 +70,10 @@ lab: setup
 # a day of 24 hours in three minutes, a tenth of it wrong files
 simulate: setup
 	@$(ENV) cxr-pred simulate --films 360 --seconds 180 --pattern day --wrong 0.1 --drift scanner --drift-from 0.6
+
+# an hour on two cores; build/month must not be there
+month: setup
+	@$(ENV) cxr-pred month --uploads $(or $(UPLOADS),20000) --profile $(PROFILE)
 
 docs: setup
 	@$(ENV) python -m cxr_pred.site build/site

@@ -10,8 +10,8 @@ __all__ = ['cli', 'NO_ANSWER', 'BUNDLE', 'HOST', 'PORT', 'ECS', 'feedback', 'REF
            'test_films', 'film_to_show', 'show', 'load', 'drift', 'watch', 'simulate', 'records', 'forget', 'sweep',
            'backup', 'restore', 'audit', 'users_add', 'users_list', 'users_disable', 'keys_add', 'keys_list',
            'keys_revoke', 'steering', 'rollout_start', 'rollout_new_key', 'rollout_sign', 'rollout_status',
-           'rollout_promote', 'rollout_rollback', 'rollout_watch', 'rollout_serve', 'stack', 'report_hour', 'films',
-           'queue', 'suspects', 'retrain', 'originals_new_key', 'originals_get', 'originals_reseal', 'main']
+           'rollout_promote', 'rollout_rollback', 'rollout_watch', 'rollout_serve', 'stack', 'month', 'report_hour',
+           'films', 'queue', 'suspects', 'retrain', 'originals_new_key', 'originals_get', 'originals_reseal', 'main']
 
 # %% ../nbs/04_cli.ipynb #c002
 import json, os, sys, threading
@@ -684,6 +684,35 @@ def stack(
     with plainly():
         from cxr_pred.ops.stack import run_house
         if (status := run_house(folder, bundle, free_ports, ui, as_json)): raise typer.Exit(status)
+
+# %% ../nbs/04_cli.ipynb #month0cl2
+@cli.command()
+def month(
+    uploads: int = typer.Option(20_000, min=50, help="files to send, wrong ones among them"),
+    profile: str = typer.Option("sample", help="sample or clinical: whose run is served and retrained"),
+    bundle: Path = typer.Option(None, help="served first in place of the profile's"),
+    raw: Path = typer.Option(None, help="folder with films in a known layout that the bundle has not seen; drawn by the sample's generator if not given"),
+    source: list[str] = typer.Option(["sample"], help="which sources of that folder"),
+    films: int = typer.Option(600, min=10, help="different films before the retraining, and as many after it"),
+    answers: float = typer.Option(0.3, min=0, max=1, help="share of the reader's answers that a physician looks at"),
+    error: float = typer.Option(0.05, min=0, max=1, help="share of the physicians' answers that is wrong"),
+    kills: int = typer.Option(3, min=0, help="kill -9, of the reader or a decoder"),
+    at_once: int = typer.Option(6, min=1, help="uploads under way"),
+    retraining: bool = typer.Option(True, "--retrain/--no-retrain", help="learn from what physicians settled"),
+    out: Path = typer.Option(Path("build/month"), help="folder for the books, the records, the logs and the report"),
+    seed: int = 0,
+):
+    "Play a month at a reader of its own: wrong files, two drifts, a retraining, a bad release, kills; exit status 1 if a promise was broken."
+    with plainly():
+        from cxr_pred.core import run_dir
+        from cxr_pred.ops.month import month as played
+        from cxr_pred.ops.month import retrained, told
+        from cxr_pred.ops.simulate import Physicians
+        served = bundle or run_dir(profile) / "bundle"
+        if not (served / "manifest.json").is_file(): raise SetupError("no_run", f"{served} holds no bundle.", f"Run the pipeline first: make run PROFILE={profile}.")
+        with writing(out): report = played(out, served, (lambda clinic: retrained(clinic, profile)) if retraining else None, uploads, raw, source, films, 0.05, Physicians(3, answers, error), kills, at_once, profile=profile, seed=seed, tell=lambda said: print(said, flush=True))
+        print(told(report), f"Report: {out / 'report.html'}", sep="\n")
+    if any(p["passed"] is False for p in report["promises"]): raise typer.Exit(1)
 
 # %% ../nbs/04_cli.ipynb #6cea8da6
 @cli.command()

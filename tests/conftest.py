@@ -6,7 +6,7 @@ import pytest
 LONG = {"test_space_starts_in_an_empty_environment", "test_dcmtk_sends_and_receives", "test_orthanc_gets_its_reports_back", "test_no_panel_is_empty",
         "test_a_service_that_dies_is_told_at_the_webhook", "test_drift_is_silent_until_the_films_change", "test_simulated_traffic_survives_a_killed_service",
         "test_real_readers_are_exchanged_under_traffic_and_a_slow_one_goes_back", "test_a_backup_goes_back_into_either_database",
-        "test_a_good_canary_reads_all_films_and_a_bad_one_goes_back", "test_an_operator_goes_to_production_and_back_with_these_files"}
+        "test_a_good_canary_reads_all_films_and_a_bad_one_goes_back", "test_an_operator_goes_to_production_and_back_with_these_files", "test_a_month_of_toys_with_real_readers"}
 
 
 def pytest_collection_modifyitems(items):

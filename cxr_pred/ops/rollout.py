@@ -605,8 +605,9 @@ class Slot:
         log_to=None,           # a file; this terminal if None
         proxy: str | None = None,   # HAProxy, which says when the reader has no films any more; None: it is not asked
         command: tuple[str, ...] = (sys.executable, "-c", "from cxr_pred.cli import end_with_parent, main; end_with_parent(); main()"),
+        well_s: float = 60,   # a reader that ran so long does not fall over at its start
     ):
-        self.memory, self.server, self.port, self.more, self.env, self.log_to, self.proxy, self.command = memory, server, port, more, env, log_to, proxy, command
+        self.memory, self.server, self.port, self.more, self.env, self.log_to, self.proxy, self.command, self.well_s = memory, server, port, more, env, log_to, proxy, command, well_s
         self.child, self.path, self.stopping, self.starts, self.leaves = None, None, threading.Event(), 0, None
 
     def follow(self) -> None:
@@ -617,11 +618,12 @@ class Slot:
         if self.child and (want != self.path or self.child.poll() is not None):
             if self.child.poll() is not None and want == self.path:
                 log.error("the reader behind %s ended with status %s and is started again", self.server, self.child.returncode)
+                if time.monotonic() - self.began > self.well_s: self.starts = 0
                 self.stopping.wait(min(30, 2 ** self.starts))
             else: self.starts = 0
             self.end()
         if want and self.child is None and not self.stopping.is_set():
-            self.starts += 1
+            self.starts, self.began = self.starts + 1, time.monotonic()
             if target(want).hash != asked.hash: raise SetupError("bundle_changed", f"{want} is not the bundle that was rolled out as {asked.version}.", "Put that one back to its place, or roll out the one that is there.")
             env = (self.env or dict(os.environ)) | {"CXR_BUNDLE": want}
             self.child, self.path = subprocess.Popen([*self.command, "serve", "--port", str(self.port), *self.more], env=env, stdin=subprocess.PIPE, stdout=self.log_to, stderr=self.log_to), want

@@ -13,6 +13,7 @@ import io
 import json
 import secrets
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -206,7 +207,7 @@ async def send(
 ) -> dict:
     "Send a file until there is an answer: {status, code, study_id, read (there is a finding), answered (label or None), seconds, attempts}; status 0 where none came."
     import httpx
-    form = {"age": upload.age, "sex": upload.sex, "patient_ref": f"simulated {upload.number % 997}"}
+    form = {"age": upload.age, "sex": upload.sex, "patient_ref": f"simulated {zlib.crc32(upload.path.encode())}"}   # the same film, the same patient
     start, name = time.monotonic(), Path(upload.path).name
     for attempt in range(1, attempts + 1):
         try: r = await client.post("/v1/predict", files={"file": (name, data)}, data={k: str(v) for k, v in form.items() if v is not None}, params={"explain": "false"}, headers={"Idempotency-Key": key} if key else {})
