@@ -52,7 +52,7 @@ def run(tmp_path_factory):
     write_json(run / "llm/adapter_config.json", {"r": 4})
     by_split = {"train": 20, "test": 20}
     write_json(run / "metrics/etl.json", {"films_out": 80, "units": 40, "units_in_two_splits": 0, "by_label": {l: {"train": 4, "test": 4} for l in LABELS}, "by_source": {s: {"by_split": by_split} for s in ("kermany", "tb")}})
-    write_json(run / "metrics/llm.json", {"n": 4, "unsupported_finding_rate": {"untrained": 0.5, "trained": 0.25, "verified": 0.0}, "fallback_rate": {"untrained": 1.0, "trained": 0.25, "verified": 0.25}})
+    write_json(run / "metrics/llm.json", {"n": 4, "unsupported_finding_rate": {"untrained": 0.5, "trained": 0.25, "verified": 0.0}, "fallback_rate": {"untrained": 1.0, "trained": 0.25, "verified": 0.0}})
     for name in ("train_vit", "export", "train_llm"): write_json(run / f"metrics/{name}.json", {})
     return run
 
@@ -133,7 +133,7 @@ def test_the_gates_pass_and_a_missed_one_halts(run, evaluated, monkeypatch):
         execute("gate", run, monkeypatch, latency_calls=2, latency_px=64, gates=gates(**{"model accuracy": {"above": 1.0}}))
     assert read_json(run / "metrics/gates.json")["passed"] is False, "the verdict is written before the pipeline halts"
     with pytest.raises(Exception, match="gate_failed.*texts refused"):
-        execute("gate", run, monkeypatch, latency_calls=2, latency_px=64, gates=gates(**{"texts refused by the check": {"below": 0.25}}))
+        execute("gate", run, monkeypatch, latency_calls=2, latency_px=64, gates=gates(**{"texts refused by the check": {"below": 0.0}}))
     execute("gate", run, monkeypatch, latency_calls=8, latency_px=256, gates=gates())
     result, bench = read_json(run / "metrics/gates.json"), read_json(run.parent / "metrics/bench/vit_latency.json")
     rows = {g["name"]: g for g in result["gates"]}
