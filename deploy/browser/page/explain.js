@@ -11,14 +11,17 @@ export const confidenceWord = p => p >= 0.9 ? 'very likely' : p >= 0.7 ? 'likely
 function details(finding, facts, said) {
   const out = [], flags = finding.quality_flags.map(f => said.flags[f]).filter(Boolean), sides = [...new Set(finding.zones.map(z => z.split(' ')[0]))].filter(w => w === 'left' || w === 'right');
   const side = sides.length === 2 ? ' (left and right are your own sides)' : sides.length ? ` (${sides[0]} is your own ${sides[0]} side)` : '';
-  if (finding.zones.length) out.push(fill(said.place, { zones: joined(finding.zones), side }));
+  if (finding.zones.length) out.push(fill(said.place, { zones: joined(finding.zones, 'and the'), side }));
   if (['mild', 'moderate', 'severe'].includes(finding.severity)) out.push(fill(said.severity, finding));
   if (flags.length) out.push(fill(said.film, { flags: joined(flags) }));
   return out;
 }
 
 function others(finding, facts, said) {
-  const names = finding.prediction_set.filter(l => l !== finding.label).map(l => l === 'NORMAL' ? 'a normal film' : article(facts.classes[l].name));
+  const others = finding.prediction_set.filter(l => l !== finding.label);
+  if (others.includes('COVID19') && others.includes('PNEUMONIA')) { others.splice(others.indexOf('PNEUMONIA'), 1); others.splice(others.indexOf('COVID19') + 1, 0, 'PNEUMONIA'); }
+  const another = finding.prediction_set.includes('COVID19') ? 'another kind of pneumonia' : article(facts.classes.PNEUMONIA.name);
+  const names = others.map(l => l === 'NORMAL' ? 'a normal film' : l === 'PNEUMONIA' ? another : article(facts.classes[l].name));
   return names.length ? [fill(said.others, { others: joined(names, 'or') })] : [];
 }
 
