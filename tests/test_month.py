@@ -95,7 +95,9 @@ def test_nothing_is_claimed_that_was_not_measured():
     never = m.found_drift([], 100, 200)
     bare = {"accounts": account, "unexpected": {}, "wrong_files": 0, "kills": [], "kills_planned": 3, "drifts": {"inverted": never}, "bad_release": None, "retraining": None, "recovery": m.recovery(pd.DataFrame({c: [] for c in ("wrong", "drift", "version", "path", "good", "covered")}), "a", None)}
     said = {p["what"].split(":")[0]: p["passed"] for p in m.promises(bare)}
-    assert said == {"nothing lost": True, "nothing twice": True, "every wrong file gets the answer that it should": True, "3 kill -9, and back each time": False, "drift found within 500 films": False, "bad release rolled back by itself": None, "retrained and promoted": None, "80 % of what drift cost came back": None}
+    assert said == {"nothing lost": True, "nothing twice": True, "every wrong file gets the answer that it should": None, "3 kill -9, and back each time": False, "drift found within 500 films": False, "bad release rolled back by itself": None, "retrained and promoted": None, "80 % of what drift cost came back": None}
+    none = {p["what"]: p["passed"] for p in m.promises(bare | {"wrong_files": 3, "kills_planned": 0})}
+    assert none["every wrong file gets the answer that it should"] is True and none["0 kill -9, and back each time"] is None
     late = [{"sent": 90, "ratio": 0.5, "drifted": []}, {"sent": 640, "ratio": 2.0, "drifted": ["reasons"]}]
     found = m.found_drift(late, 100, 700)
     assert found["after"] == 540 and m.promises(bare | {"drifts": {"inverted": found}})[4]["passed"] is False, "found, but too late"

@@ -26,9 +26,9 @@ def new_key(
     private, public = key.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.NoEncryption()), key.public_key().public_bytes(s.Encoding.PEM, s.PublicFormat.SubjectPublicKeyInfo)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        with open(f"{path}.pub", "xb") as f: f.write(public)   # first: a public half alone harms nobody
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as f: f.write(private)
-        Path(f"{path}.pub").write_bytes(public)
-    except FileExistsError as e: raise SetupError("key_exists", f"{path} is there already.", "Name another file, or use the key that is there.") from e
+    except FileExistsError as e: raise SetupError("key_exists", f"{e.filename} is there already.", "Name another file, or use the key that is there.") from e
     except OSError as e: raise SetupError("cannot_write", f"{path} cannot be written: {e.strerror}.", "Name another place.") from e
     return name_of(key.public_key())
 
@@ -44,13 +44,14 @@ def sign(
     key: Path,      # the private half
 ) -> str:
     "Sign a bundle; gives the key's name. Raises `SetupError`: bad_key, cannot_write, and those of a bundle that is not whole."
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
     b = load_bundle(folder)
     for name in b.manifest["files"]: b.read(name)
     try: private = load_pem_private_key(Path(key).read_bytes(), None)
     except OSError as e: raise SetupError("bad_key", f"{key} cannot be read: {e.strerror}.", "`cxr-pred rollout new-key` makes one.") from e
-    except (TypeError, ValueError) as e: raise SetupError("bad_key", f"{key} holds no private key in PEM without a password.", "`cxr-pred rollout new-key` makes one.") from e
+    except (TypeError, ValueError, UnsupportedAlgorithm) as e: raise SetupError("bad_key", f"{key} holds no private key in PEM without a password.", "`cxr-pred rollout new-key` makes one.") from e
     if not isinstance(private, Ed25519PrivateKey): raise SetupError("bad_key", f"{key} is no Ed25519 key.", "`cxr-pred rollout new-key` makes one.")
     try: (b.path / SIGNATURE).write_bytes(private.sign((b.path / "manifest.json").read_bytes()))
     except OSError as e: raise SetupError("cannot_write", f"{b.path / SIGNATURE} cannot be written: {e.strerror}.", "Sign a copy of the bundle.") from e
@@ -61,11 +62,12 @@ def believed(
     signers: Path,   # public keys in PEM, one after another
 ) -> list:
     "The keys of a list. Raises `SetupError` bad_signers."
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
     try: keys = [load_pem_public_key(b) for b in re.findall(rb"-----BEGIN PUBLIC KEY-----.+?-----END PUBLIC KEY-----", Path(signers).read_bytes(), re.S)]
     except OSError as e: raise SetupError("bad_signers", f"{signers} cannot be read: {e.strerror}.", "CXR_ROLLOUT_SIGNERS names a file with public keys.") from e
-    except ValueError as e: raise SetupError("bad_signers", f"{signers} holds something that is no public key.", "Put the files PATH.pub of `cxr-pred rollout new-key` into it.") from e
+    except (ValueError, UnsupportedAlgorithm) as e: raise SetupError("bad_signers", f"{signers} holds something that is no public key.", "Put the files PATH.pub of `cxr-pred rollout new-key` into it.") from e
     if not keys or not all(isinstance(k, Ed25519PublicKey) for k in keys): raise SetupError("bad_signers", f"{signers} holds no public Ed25519 key, or another kind beside.", "Put the files PATH.pub of `cxr-pred rollout new-key` into it.")
     return keys
 
@@ -83,5 +85,6 @@ def check(
     for key in keys:
         try: key.verify(signature, said)
         except InvalidSignature: continue
-        return name_of(key)
+        if hashlib.sha256(said).hexdigest() == b.hash: return name_of(key)
+        break   # the manifest was exchanged while it was read
     raise SetupError("wrong_signature", f"{b.path} was changed after it was signed, or was signed by somebody else.", f"Believed are {', '.join(map(name_of, keys))}. Copy the bundle again from where it was packaged.")
