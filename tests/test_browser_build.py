@@ -182,6 +182,28 @@ def test_the_rules_for_the_same_numbers(browser, tmp_path):
     assert {wide for wide, *_ in said} == {False, True} and {len(z) for _, z, *_ in said} == {0, 1, 2}
 
 
+@here
+def test_the_words_for_the_same_findings(browser, tmp_path):
+    "Explanations of findings with one, two and three answers, places and severities, among them both kinds of pneumonia in either order."
+    facts, sets = load_facts(FACTS), [["COVID19", "PNEUMONIA"], ["PNEUMONIA", "COVID19"], ["TUBERCULOSIS", "PNEUMONIA", "COVID19"], ["TUBERCULOSIS", "COVID19", "PNEUMONIA"], ["TUBERCULOSIS", "PNEUMONIA"], ["FRACTURE_WRIST", "FRACTURE_FINGERS", "FRACTURE_ELBOW"], ["NORMAL"]]
+    places = {True: ["right lower zone", "left middle zone"], False: ["upper third of the film", "middle third of the film"]}
+    found = []
+    for k, names in enumerate(sets):
+        p = dict.fromkeys(LABELS, 0.0) | {l: q for l, q in zip(names, (0.6, 0.3, 0.1))}
+        p |= {next(l for l in LABELS if l not in names): 1 - sum(p.values())}
+        found.append(Finding(label=names[0], probability=p[names[0]], probabilities=p, prediction_set=names, severity="none" if names == ["NORMAL"] else ("unknown", "mild")[k % 2], zones=[] if names == ["NORMAL"] else places[names[0] in CHEST][:1 + k % 2], quality_flags=["saturated", "tiny"][:k % 3]))
+    browser_page(toy_bundle(tmp_path / "bundle", FACTS), tmp_path / "page")
+    with served(tmp_path / "page") as url:
+        page = browser.new_page()
+        page.goto(url)
+        said = page.evaluate("async found => { const { explain } = await import('./explain.js'), page = await (await fetch('page.json')).json(); return found.map(finding => explain({ status: 'ok', reason_code: 'ok', finding }, page)); }", [f.model_dump(mode="json") for f in found])
+        page.close()
+    for f, s in zip(found, said):
+        e = template_explanation(Case(finding=f), facts)
+        assert (e.summary, e.details, e.next_steps, e.urgency) == tuple(s[k] for k in ("summary", "details", "next_steps", "urgency")), f.prediction_set
+    assert sum("another kind of pneumonia" in s["details"] for s in said) == 3, "and plain pneumonia where COVID-19 is no answer"
+
+
 def on_the_border(r, calibration, apart, distance):
     "Whether so small a difference, in probability and in distance, can make another answer of a server's result."
     p = sorted(r.finding.probabilities.values(), reverse=True) if r.finding else []

@@ -608,15 +608,15 @@ class Slot:
         well_s: float = 60,   # a reader that ran so long does not fall over at its start
     ):
         self.memory, self.server, self.port, self.more, self.env, self.log_to, self.proxy, self.command, self.well_s = memory, server, port, more, env, log_to, proxy, command, well_s
-        self.child, self.path, self.stopping, self.starts, self.leaves = None, None, threading.Event(), 0, None
+        self.child, self.serves, self.stopping, self.starts, self.leaves = None, None, threading.Event(), 0, None   # serves: folder and hash
 
     def follow(self) -> None:
         "Start, stop or replace the reader where another is wanted, or where it ended. Raises `SetupError` for a bundle that is not what was rolled out."
         asked = wanted(self.memory.read(), self.server)
-        want = asked and asked.path
-        if self.child and want != self.path and self.child.poll() is None and not self.empty(): return
-        if self.child and (want != self.path or self.child.poll() is not None):
-            if self.child.poll() is not None and want == self.path:
+        want = asked and (asked.path, asked.hash)   # a folder may hold another bundle by now
+        if self.child and want != self.serves and self.child.poll() is None and not self.empty(): return
+        if self.child and (want != self.serves or self.child.poll() is not None):
+            if self.child.poll() is not None and want == self.serves:
                 log.error("the reader behind %s ended with status %s and is started again", self.server, self.child.returncode)
                 if time.monotonic() - self.began > self.well_s: self.starts = 0
                 self.stopping.wait(min(30, 2 ** self.starts))
@@ -624,9 +624,9 @@ class Slot:
             self.end()
         if want and self.child is None and not self.stopping.is_set():
             self.starts, self.began = self.starts + 1, time.monotonic()
-            if target(want).hash != asked.hash: raise SetupError("bundle_changed", f"{want} is not the bundle that was rolled out as {asked.version}.", "Put that one back to its place, or roll out the one that is there.")
-            env = (self.env or dict(os.environ)) | {"CXR_BUNDLE": want}
-            self.child, self.path = subprocess.Popen([*self.command, "serve", "--port", str(self.port), *self.more], env=env, stdin=subprocess.PIPE, stdout=self.log_to, stderr=self.log_to), want
+            if target(asked.path).hash != asked.hash: raise SetupError("bundle_changed", f"{asked.path} is not the bundle that was rolled out as {asked.version}.", "Put that one back to its place, or roll out the one that is there.")
+            env = (self.env or dict(os.environ)) | {"CXR_BUNDLE": asked.path}
+            self.child, self.serves = subprocess.Popen([*self.command, "serve", "--port", str(self.port), *self.more], env=env, stdin=subprocess.PIPE, stdout=self.log_to, stderr=self.log_to), want
 
     def empty(self, patience_s: float = 60) -> bool:
         "Whether a reader that is to go has answered its last film, or had the time for it."
@@ -637,7 +637,7 @@ class Slot:
 
     def end(self) -> None:
         "Stop the reader; it finishes what it has begun."
-        child, self.child, self.path, self.leaves = self.child, None, None, None
+        child, self.child, self.serves, self.leaves = self.child, None, None, None
         if child is None: return
         if child.poll() is None: child.terminate()
         stop(child); child.stdin.close()
