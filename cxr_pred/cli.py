@@ -735,7 +735,7 @@ def films(
     with records() as store, writing(raw):
         from cxr_pred.ops.feedback import known_films, write_films
         n = write_films(store, raw, [known_films(t) for t in test], recent)
-        print(f"{n['films']} films in {raw / 'feedback'}, {n['recent']} of them only to measure on. {n['disputed']} studies are disputed, {n['copies_of_test_films']} show a test film, {n['kept_out_with_them']} more are kept out with these.")
+        print(f"{n['films']} films in {raw / 'feedback'}, {n['recent']} of them only to measure on, {n['spare']} put by so that films which the reader left open are no more frequent among these than they were. {n['disputed']} studies are disputed, {n['copies_of_test_films']} show a test film, {n['kept_out_with_them']} more are kept out with these.")
 
 
 @feedback.command()

@@ -351,6 +351,10 @@ def bad_codec(tmp_path, monkeypatch):
             if data.startswith(b"hang"): time.sleep(600)
             if data.startswith(b"swell"): bytearray(8 * 2**30)
             if data.startswith(b"killed"): os.kill(os.getpid(), 9)
+            if data.startswith(b"once"):
+                try: os.mkdir(os.path.join(os.path.dirname(__file__), "killed"))
+                except FileExistsError: data = data[4:]
+                else: os.kill(os.getpid(), 9)
             return read_bytes(data, name)"""))
     monkeypatch.syspath_prepend(str(tmp_path))
     return Guard(1, Limits(seconds=1, megabytes=1024, tries=1), call="bad_codec:read")
@@ -363,6 +367,16 @@ def test_a_film_that_costs_its_decoder_costs_one_upload(classifier, store, bad_c
         assert problem_of(send(client, data), status)["code"] == code and not list(store.films.iterdir())
         assert client.get("/readyz").status_code == 200 and f'cxr_rejects_total{{code="{code}"}} 1.0' in client.get("/metrics").text
         assert send(client, encoded(pattern())).json()["status"] == "ok", "one process reads, and it is another one"
+
+
+def test_a_film_whose_decoder_was_ended_once_is_read_by_another(classifier, store, bad_codec):
+    with bad_codec, TestClient(create_app(classifier, store, ui=False, guard=bad_codec), raise_server_exceptions=False) as client:
+        wait_ready(client)
+        assert send(client, b"once" + encoded(pattern())).json()["status"] == "ok"
+        metrics = client.get("/metrics").text
+        assert "cxr_films_read_again_total 1.0" in metrics and "cxr_rejects_total{" not in metrics
+        send(client, b"hang"); send(client, b"abort")
+        assert "cxr_films_read_again_total 2.0" in client.get("/metrics").text, "one that takes too long is not tried again"
 
 
 def test_the_page_says_what_a_film_did_to_its_decoder(classifier, store, bad_codec):

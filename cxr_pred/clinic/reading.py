@@ -8,6 +8,7 @@ __all__ = ['Fraction', 'Box', 'Metrics', 'study_row', 'report_of', 'heat_of', 'A
 # %% ../../nbs/clinic/reading.ipynb #c002
 import hashlib, io, queue, threading, time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -49,6 +50,7 @@ class Metrics:
         self.fallbacks = Counter("cxr_explanation_fallbacks", "Explanations that the template had to write", ["reason"], registry=r)
         self.engine_fallbacks = Counter("cxr_engine_fallbacks", "Starts with the bundle's second engine, since the first needs a package that is not installed", registry=r)
         self.feedback = Counter("cxr_feedback", "Physicians' answers", ["agrees"], registry=r)
+        self.read_again = Counter("cxr_films_read_again", "Films whose decoding process was lost and that another one was given", registry=r)
 
     def value(self, name: str, **labels) -> float:
         "The present value of a sample, 0 where it has not been counted yet."
@@ -153,6 +155,18 @@ class ReadingRoom:
         finally: self.opened.set()
         return self
 
+    def decoded(self,
+        data: bytes | Path,  # a whole file, or where it is
+        name: str = "",      # for messages only
+    ) -> Film:
+        "Decode a film; one whose process was ended or crashed is given to another, once. Raises as `Guard.read`."
+        try: return self.guard.read(data, name)
+        except InputError as e:
+            if e.code not in ("decode_memory", "decoder_crashed"): raise
+            log.warning("a decoding process was lost (%s); the film is read once more", e.code)
+            self.metrics.read_again.inc()
+            return self.guard.read(data, name)
+
     def close(self) -> None:
         "Stop writing; what is unwritten stays pending in the store."
         self.closed.set()
@@ -180,7 +194,7 @@ class ReadingRoom:
         once = self.once("predict", who, key, hashlib.sha256(data).hexdigest(), repr(patient), patient_ref, explain)
         if done := self.store.recall(once): return self.report(done.study_id)
         with self.metrics.seconds.time():
-            report, film, seen = decided(self.classifier, data, patient=patient, opened=self.guard.read)
+            report, film, seen = decided(self.classifier, data, patient=patient, opened=self.decoded)
             asks = explain and self.client and report.finding
             if asks and self.waiting.qsize() < self.most_waiting: report = report.model_copy(update={"explanation_status": "pending"})
             elif explain: report = report.explained(self.explain(report, "llm_busy" if asks else ""))

@@ -99,7 +99,7 @@ def questions(
              ("balanced accuracy", "part", everyone, each(lambda m, i: balanced_accuracy(truth[i], (a, b)[m][i].argmax(1)))),
              ("1 - calibration error", "part", everyone, each(lambda m, i: 1 - ece((a, b)[m][i], truth[i]))),
              ("answered", "part", everyone, each(lambda m, i: okay[m][i].mean())),
-             ("answered and right", "part", everyone, each(lambda m, i: (okay[m] & right[m])[i].mean()))]
+             ("answered and right", "goal", everyone, each(lambda m, i: (okay[m] & right[m])[i].mean()))]
     asked += [(f"finds {LABELS[k].replace('_', ' ').lower()}", "part", truth == k, share) for k in np.unique(truth)]
     asked += [(f"source {s}", "part", (films.source == s).to_numpy(), share) for s in sorted(films.source.unique())] if films.source.nunique() > 1 else []
     return asked + [(f"{column} {v}", "part", (values == v).to_numpy(), share) for column, values in memberships(films).items() for v in sorted(values.dropna().unique(), key=str)]

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'CLOSE', 'FOLDER', 'SHEET', 'WEIGHTS', 'settles', 'agreed', 'roles', 'settled', 'small_vectors', 'alike',
-           'Known', 'known_films', 'copies_of', 'as_regions', 'newest_groups', 'compared', 'write_films', 'read_sheet',
-           'strangeness', 'worth', 'review_queue', 'outside_probabilities', 'suspects', 'suspects_html',
-           'simulated_answers', 'label_noise']
+           'Known', 'known_films', 'copies_of', 'as_regions', 'newest_groups', 'share_left_open', 'as_frequent',
+           'compared', 'write_films', 'read_sheet', 'strangeness', 'worth', 'review_queue', 'outside_probabilities',
+           'suspects', 'suspects_html', 'simulated_answers', 'label_noise']
 
 # %% ../../nbs/ops/feedback.ipynb #365d398b
 import hashlib
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from ..clinic.worklist import OPEN
 from ..core import InputError, SetupError, read_json
@@ -43,7 +43,7 @@ def agreed(values: list):
     return said.pop() if len(said) == 1 else None
 
 # %% ../../nbs/ops/feedback.ipynb #4ab02187
-COLUMNS = ["study_id", "label", "how", "confirmed_by", "severity", "regions", "model_label", "bundle_hash", "patient_hash", "age", "sex", "view", "at"]
+COLUMNS = ["study_id", "label", "how", "confirmed_by", "severity", "regions", "model_label", "bundle_hash", "patient_hash", "age", "sex", "view", "left_open", "read_at", "at"]
 
 
 def roles(store: Store) -> dict[str, str]:
@@ -66,7 +66,7 @@ def settled(store: Store) -> tuple[pd.DataFrame, dict[str, int]]:
         how = "confirmed" if row.status == "ok" and a.confirmed_label == row.label else "corrected"
         by = sorted({f"{role.get(x.physician, 'physician')}, {x.kind}" for x in same})
         regions = next((x.regions for x in same[::-1] if x.regions), None)
-        rows.append((study_id, a.confirmed_label, how, "; ".join(by), agreed([x.severity for x in same]), regions, row.label, row.bundle_hash, row.patient_hash, row.age, row.sex, row.view, a.created_at))
+        rows.append((study_id, a.confirmed_label, how, "; ".join(by), agreed([x.severity for x in same]), regions, row.label, row.bundle_hash, row.patient_hash, row.age, row.sex, row.view, row.status != "ok", row.created_at, a.created_at))
         count["settled"] += 1; count[how] += 1
     return pd.DataFrame(rows, columns=COLUMNS).sort_values("at", kind="stable", ignore_index=True), count
 
@@ -154,6 +154,30 @@ def newest_groups(
     return np.array([g in inside for g in groups], bool)
 
 
+def share_left_open(
+    store: Store,
+    since: datetime, until: datetime,   # of the reading
+) -> float | None:
+    "Share of the films read in a stretch that the reader left open; None where there are none."
+    with store.session() as s: n = dict(s.execute(select(Study.status, func.count()).where(Study.created_at >= since, Study.created_at <= until, Study.status != "rejected").group_by(Study.status)).all())
+    return None if not n else 1 - n.get("ok", 0) / sum(n.values())
+
+
+def as_frequent(
+    left_open: np.ndarray,   # (n,) bool
+    share: float,            # wanted, of those left open
+    seed: int = 0,
+) -> np.ndarray:
+    "Which films stay so that this share of them was left open: (n,) bool. All do where one of the two kinds is missing, here or in the share."
+    n, stay = np.array([(~left_open).sum(), left_open.sum()]), np.ones(len(left_open), bool)
+    if not n.all() or not 0 < share < 1: return stay
+    most = np.array([1 - share, share]) * min(n / np.array([1 - share, share]))
+    for kind, keep in enumerate(np.floor(most + 1e-9).astype(int)):
+        at = np.flatnonzero(left_open == bool(kind))
+        stay[np.random.default_rng([seed, kind]).permutation(at)[keep:]] = False
+    return stay
+
+
 def compared(
     store: Store,
     ids: list[str],         # of studies
@@ -189,13 +213,16 @@ def write_films(
     counts |= {"copies_of_test_films": len(copies), "kept_out_with_them": int(barred.sum()) - len(copies)}
     table = table[~barred].reset_index(drop=True)
     table["part"] = np.where(newest_groups(table.group.to_numpy(), recent), "recent", "learn")
+    if len(new := table[table.part == "recent"]):
+        share = share_left_open(store, new.read_at.min(), new.read_at.max())
+        table.loc[new.index[~as_frequent(new.left_open.to_numpy(bool), share or 0.0)], "part"] = "spare"
     for study_id, name in zip(table.study_id, table.study):
         if not (to := folder / "films" / f"{name}.png").exists(): to.write_bytes(store.place.get(film_name(study_id)))
     for old in (folder / "films").iterdir():
         if old.stem not in set(table.study): old.unlink()
     sheet = table.assign(path=[f"films/{n}.png" for n in table.study], patient_id=table.patient_hash, regions=[as_regions(r) for r in table.regions])[SHEET]
     write_whole(folder / "films.csv", sheet.to_csv(index=False))
-    return counts | {"films": len(table), "recent": int((table.part == "recent").sum())}
+    return counts | {"films": len(table), **{part: int((table.part == part).sum()) for part in ("learn", "recent", "spare")}}
 
 
 def read_sheet(raw: Path) -> pd.DataFrame:

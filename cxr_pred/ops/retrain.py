@@ -202,7 +202,7 @@ def compare_models(
     said = read_by_both(champion, challenger, test.pictures, workers)
     parts = 2 * len(questions(test.manifest, said)) + 15
     rows = answers("frozen test", test.manifest, said, times=times, seed=seed, parts=parts)
-    if len(recent.manifest): rows += answers("recent feedback", recent.manifest, read_by_both(champion, challenger, recent.pictures, workers), ("accuracy",) if len(recent.manifest) >= least else (), times, seed, parts)
+    if len(recent.manifest): rows += answers("recent feedback", recent.manifest, read_by_both(champion, challenger, recent.pictures, workers), ("accuracy", "answered and right") if len(recent.manifest) >= least else (), times, seed, parts)
     some = chosen(len(test.manifest), settings["stress_films"], seed)
     truth, groups = test.manifest.label.map(LABELS.index).to_numpy()[some], test.manifest.group_id.to_numpy()[some]
     for name, films in spoiled(test.pictures[some], seed).items():
@@ -257,7 +257,7 @@ def retrain(
     if not (champion / "bundle/manifest.json").is_file(): raise SetupError("no_run", f"{champion / 'bundle'} holds no bundle to hold a challenger against.", f"Run the pipeline first: make run PROFILE={profile}.")
     test, at = known_films(base), now()
     counts = write_films(store, place / "raw", [test], settings["recent_share"])
-    if counts["films"] == counts["recent"]: raise SetupError("nothing_to_learn", f"{counts['films']} settled films, none of them to learn from.", "Wait for physicians' answers, or lower retrain.recent_share.")
+    if not counts["learn"]: raise SetupError("nothing_to_learn", f"{counts['films']} settled films, none of them to learn from.", "Wait for physicians' answers, or lower retrain.recent_share.")
     read = read_feedback_films(place, load_params(profile, "etl"))
     run = home(profile) / at.strftime("%Y%m%dT%H%M%S%f")
     counts |= {k: read[k] for k in ("films_opened", "films_known_before")} | join_data(base, place / "data", place / "raw", run / "data", settings["seed"])

@@ -82,6 +82,7 @@ class Target(BaseModel):
     version: str   # as the bundle calls itself
     hash: str      # SHA-256 of its manifest
     path: str
+    signer: str = ""   # name of the key that signed it; empty where nobody asks
 
 
 def target(
@@ -90,9 +91,9 @@ def target(
 ) -> Target:
     "A bundle as a target; every file is checked, and who signed it where that is asked for. Raises `SetupError`."
     b = load_bundle(Path(folder).absolute())
-    if signers: signature.check(b.path, signers)
+    signer = signature.check(b.path, signers) if signers else ""
     for name in b.manifest["files"]: b.read(name)
-    return Target(version=b.manifest["version"], hash=b.hash, path=str(b.path))
+    return Target(version=b.manifest["version"], hash=b.hash, path=str(b.path), signer=signer)
 
 # %% ../../nbs/ops/rollout.ipynb #0d037d59
 Stage = Literal["settled", "staging", "waiting", "canary", "production", "settling"]
@@ -428,7 +429,7 @@ class Rollout:
     def decided(self, state: State, actor: str, what: str, why: str, rule: str = "by_hand", **changes) -> State:
         "Remember a decision with its changes, set the weights, and log it."
         of = changes.get("candidate") or state.candidate or changes.get("stable") or state.stable   # the version that it is about
-        line = {"at": self.clock(), "actor": actor, "what": what, "why": why, "rule": rule, "stage": changes.get("stage", state.stage), "from": state.stage, "version": of and of.version, "hash": of and of.hash}
+        line = {"at": self.clock(), "actor": actor, "what": what, "why": why, "rule": rule, "stage": changes.get("stage", state.stage), "from": state.stage, "version": of and of.version, "hash": of and of.hash} | ({"signer": of.signer} if of and of.signer else {})
         if "stage" in changes: changes = {"since": self.clock(), "breached": {}, "called": []} | changes
         state = state.model_copy(update=changes | {"decisions": (state.decisions + [line])[-100:], "unlogged": state.unlogged + [line]})
         self.memory.write(state)
