@@ -50,7 +50,7 @@ class Metrics:
         self.fallbacks = Counter("cxr_explanation_fallbacks", "Explanations that the template had to write", ["reason"], registry=r)
         self.engine_fallbacks = Counter("cxr_engine_fallbacks", "Starts with the bundle's second engine, since the first needs a package that is not installed", registry=r)
         self.feedback = Counter("cxr_feedback", "Physicians' answers", ["agrees"], registry=r)
-        self.read_again = Counter("cxr_films_read_again", "Films whose decoding process was lost and that another one was given", registry=r)
+        self.read_again = Counter("cxr_films_read_again", "Films that were decoded a second time, since the first decoder crashed, was ended or had too little memory", registry=r)
 
     def value(self, name: str, **labels) -> float:
         "The present value of a sample, 0 where it has not been counted yet."
@@ -159,11 +159,11 @@ class ReadingRoom:
         data: bytes | Path,  # a whole file, or where it is
         name: str = "",      # for messages only
     ) -> Film:
-        "Decode a film; one whose process was ended or crashed is given to another, once. Raises as `Guard.read`."
+        "Decode a film; one whose process crashed, was ended or had too little memory is decoded once more. Raises as `Guard.read`."
         try: return self.guard.read(data, name)
         except InputError as e:
             if e.code not in ("decode_memory", "decoder_crashed"): raise
-            log.warning("a decoding process was lost (%s); the film is read once more", e.code)
+            log.warning("a film was not decoded (%s) and is tried once more", e.code)
             self.metrics.read_again.inc()
             return self.guard.read(data, name)
 
