@@ -6,7 +6,7 @@
 __all__ = ['Stage', 'RULES', 'CARRIES', 'Limits', 'RolloutSettings', 'limits', 'Target', 'target', 'State', 'Memory',
            'made_up_films', 'staging_reader', 'stop', 'step', 'quantile', 'load_test', 'Figures', 'Look',
            'bucket_quantile', 'samples', 'Window', 'Eyes', 'Decision', 'breaches', 'asks', 'decide', 'corrected',
-           'weights', 'served', 'Rollout', 'told', 'Watcher', 'wanted', 'Slot']
+           'corrected_before', 'weights', 'served', 'Rollout', 'told', 'Watcher', 'wanted', 'Slot']
 
 # %% ../../nbs/ops/rollout.ipynb #61a0d2c9
 import fcntl, math, os, subprocess, sys, tempfile, threading, time
@@ -112,6 +112,7 @@ class State(BaseModel):
     errors: Comparison = Comparison()
     times: Comparison = Comparison()       # films that took longer than p99_ms
     answers: Comparison = Comparison()     # physicians' corrections
+    earlier: list[bool] = []               # whether the stable version was corrected before this rollout, for answers not yet compared with; the newest first
     load: dict[str, Any] | None = None     # what the load test found
     called: list[str] = []                 # what a person was called for and is still so
     decisions: list[dict[str, Any]] = []   # the newest hundred
@@ -398,6 +399,22 @@ def corrected(
     with store.session() as s: n = {agrees: k for agrees, k in s.execute(rows)}
     return sum(n.values()), n.get(False, 0)
 
+
+def corrected_before(
+    store: Store,
+    bundle_hash: str,
+    before: float,      # seconds of the epoch: films read earlier than that
+    most: int = 500,
+) -> list[bool]:
+    "Whether the first judgement disagreed, for the newest films that the version answered and a physician judged; the newest film first."
+    from datetime import datetime, timezone
+    from sqlalchemy import func, select
+    from cxr_pred.tables import Feedback, Prediction, Study
+    first = select(func.min(Feedback.id).label("id")).group_by(Feedback.study_id).subquery()
+    rows = select(Feedback.agrees).join(first, first.c.id == Feedback.id).join(Study, Study.id == Feedback.study_id).join(Prediction, Prediction.study_id == Study.id)
+    rows = rows.where(Prediction.bundle_hash == bundle_hash, Study.status == "ok", Study.created_at < datetime.fromtimestamp(before, timezone.utc)).order_by(Study.created_at.desc(), Study.id).limit(most)
+    with store.session() as s: return [not agrees for agrees, in s.execute(rows)]
+
 # %% ../../nbs/ops/rollout.ipynb #64099dcb
 def weights(stage: str, limits: Limits) -> tuple[int, int]:
     "HAProxy's weights of stable and canary in a stage."
@@ -524,7 +541,7 @@ class Rollout:
             else: said = decide(state, look, self.limits, serves)
             if said.what == "settled": self.decided(state, "rollout", *said, stage="settled", candidate=None)
             if said.what == "call": self.decided(state, "rollout", *said, called=state.called + [said.rule])
-            if said.what in ("canary", "production"): self.judged = {}; self.decided(state, "rollout", *said, stage=said.what)
+            if said.what in ("canary", "production"): self.judged = {}; self.decided(state, "rollout", *said, stage=said.what, earlier=self.before(state))
         if said.what == "rollback": self.rollback("rollout", said.why, said.rule)
         if said.what in ("promote", "settle"): self.promote("rollout", said.why)
         return said
@@ -540,8 +557,19 @@ class Rollout:
             before, self.judged[what] = self.judged.get(what), totals
             if before is None or any(a < b for x, y in zip(totals, before) for a, b in zip(x, y)): continue   # the first look, or counted from nothing again
             new = [(k - l, b - c) for (k, b), (l, c) in zip(totals, before)]
+            if what == "answers": state, new[0] = self.filled(state, new[0], new[1][0])
             state = state.model_copy(update={what: getattr(state, what).seen((new[0][0], new[1][0]), (new[0][1], new[1][1]))})
         return state
+
+    def before(self, state: State) -> list[bool]:
+        "What physicians said of the stable version until now; nothing where it can't be read."
+        try: return corrected_before(self.store, state.stable.hash, self.clock())
+        except Exception as e: log.error("physicians' earlier answers can't be read: %s", type(e).__name__); return []
+
+    def filled(self, state: State, old: tuple[int, int], new: int) -> tuple[State, tuple[int, int]]:
+        "The old version's answers and corrections, filled up from before to as many as in a canary; and the state without those."
+        taken = state.earlier[:max(0, new * (100 - self.limits.share) // self.limits.share - old[0])]
+        return state.model_copy(update={"earlier": state.earlier[len(taken):]}), (old[0] + len(taken), old[1] + sum(taken))
 
 # %% ../../nbs/ops/rollout.ipynb #b0230e18
 def told(state: State) -> str:
