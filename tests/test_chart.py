@@ -258,7 +258,7 @@ def test_release_installs_and_goes_back(stand_in, tmp_path):
     (project / "deploy/ci").mkdir(parents=True); shutil.copy(DEPLOY / "ci/release.sh", project / "deploy/ci")
     for i, image in enumerate(sorted(IMAGES)): (project / "package" / image).mkdir(parents=True); (project / "package" / image / "digest").write_text(f"sha256:{i:064}\n")
     history = [{"revision": 4, "status": "superseded"}, {"revision": 5, "status": "deployed"}, {"revision": 6, "status": "failed"}]
-    env = stand_in(helm=f"""case "$*" in history*) echo '{json.dumps(history)}' ;; "get values"*) echo '{{"page": {{"digest": "sha256:old"}}}}' ;; esac""") | {"REGISTRY": "r.example", "HOST": "h.example"}
+    env = stand_in(helm=f"""case "$*" in history*) echo '{json.dumps(history)}' ;; "get values"*) echo '{{"page": {{"digest": "sha256:old"}}}}' ;; esac""") | {"REGISTRY": "r.example", "HOST": "h.example", "SIGNER": "nobody"}
     release = lambda *args, **more: run(project / "deploy/ci/release.sh", *args, env=env | more)
     told = lambda: dict(w.split("=", 1) for w in stand_in.calls().splitlines()[-1].split() if "digest=" in w or "hostname=" in w)
     good(release("upgrade", "production"))
@@ -275,7 +275,9 @@ def test_release_installs_and_goes_back(stand_in, tmp_path):
     good(release("back", "cxr", "6")); assert "rollback" not in stand_in.calls(), "it still runs"
     good(release("back", "cxr", "0")); assert "rollback" not in stand_in.calls()
     good(release("back", "cxr", "5")); assert "helm rollback cxr 5 --namespace cxr " in stand_in.calls()
-    # an image that the delivery did not sign is not installed
+    # an image that the delivery did not sign is not installed, nor one of which nobody has said who signs
+    n, unsaid = len(stand_in.calls().splitlines()), release("upgrade", "production", SIGNER="")
+    assert unsaid.returncode == 2 and "SIGNER is not set" in unsaid.stderr and len(stand_in.calls().splitlines()) == n
     stand_in(cosign="")
     asked = release("upgrade", "production", SIGNER="https://github.com/o/r/.github/workflows/delivery.yml@refs/heads/main")
     good(asked); calls = stand_in.calls().splitlines()[-1 - len(IMAGES):]

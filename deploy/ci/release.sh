@@ -1,6 +1,6 @@
 #!/bin/sh
 # Install by Helm what the pipeline has packaged, and go back. Image digests are read from package/IMAGE/digest.
-#   release.sh upgrade staging|canary|production [HELM'S OPTIONS]   REGISTRY; SIGNER, whose signature is asked for; HOST, the name that it answers to; VALUES, the hospital's own file, if any
+#   release.sh upgrade staging|canary|production [HELM'S OPTIONS]   REGISTRY; SIGNER, whose signature is asked for (nobody: none); HOST, the name that it answers to; VALUES, the hospital's own file, if any
 #   release.sh revision NAMESPACE                                   the revision that runs; 0 where there is none
 #   release.sh back NAMESPACE REVISION                              nothing is done where that revision still runs
 set -eu
@@ -9,9 +9,10 @@ chart=deploy/helm/cxr-pred
 digest() { cat "package/cxr-pred-$1/digest"; }
 # what runs now, else the new one
 kept() { helm get values cxr --namespace "$space" --output json 2> /dev/null | jq -r ".$1.digest // empty" | grep . || digest "$2"; }
-# nothing is installed that this delivery did not sign: SIGNER is the identity of its runs
+# nothing is installed that this delivery did not sign: SIGNER is the identity of its runs. Who asks for no signature has to say so
 signed() {
-    [ -n "${SIGNER:-}" ] || { echo "SIGNER is not set: nobody asks who signed the images." >&2; return 0; }
+    [ -n "${SIGNER:-}" ] || { echo "SIGNER is not set: whose signature do the images have to carry? SIGNER=nobody installs them unasked." >&2; exit 2; }
+    [ "$SIGNER" != nobody ] || { echo "SIGNER=nobody: who signed the images was not asked." >&2; return 0; }
     for file in package/*/digest; do
         image=$REGISTRY/$(basename "$(dirname "$file")")@$(cat "$file")
         cosign verify --certificate-identity "$SIGNER" --certificate-oidc-issuer https://token.actions.githubusercontent.com "$image" > /dev/null || {
