@@ -143,6 +143,26 @@ def test_training_job_can_run(rendered):
 
 # ---- the pipeline
 
+def test_copies_are_made_and_old_ones_go(rendered, stand_in, tmp_path):
+    job = of_kind(rendered["production"], "CronJob")["cxr-backup"]["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    box, mounts = job["containers"][0], {m["name"]: m["mountPath"] for m in job["containers"][0]["volumeMounts"]}
+    claims = {v["name"]: v["persistentVolumeClaim"]["claimName"] for v in job["volumes"] if "persistentVolumeClaim" in v}
+    assert claims == {"state": "cxr-vit", "backups": "cxr-backup"} and mounts["state"] == "/var/lib/cxr" and mounts["backups"] == "/backups" and box["image"].endswith("cxr-pred-page@sha256:" + "d" * 64)
+    assert {"kind": "PersistentVolumeClaim", "keep": "keep"} == {"kind": (c := of_kind(rendered["production"], "PersistentVolumeClaim")["cxr-backup"])["kind"], "keep": c["metadata"]["annotations"]["helm.sh/resource-policy"]}
+    assert not any(of_kind(rendered[e], "CronJob") for e in ("development", "staging")), "their films are nobody's"
+    here = tmp_path / "backups"; here.mkdir()
+    for day in range(10, 19): (here / f"2026-11-{day}T021500Z").mkdir()
+    (here / "lost+found").mkdir()
+    assert box["args"][:2] == ["sh", "-ec"] and box["args"][2].startswith("cd /backups; ")
+    again = lambda env: run("sh", "-ec", box["args"][2].replace("/backups", str(here), 1), env=env)
+    assert again(stand_in(**{"cxr-pred": f'mkdir "{here}/$2"; exit 2'})).returncode == 2 and len(list(here.glob("20*"))) == 10, "a copy that is not whole replaces none"
+    for f in here.glob("20*Z"):
+        if not f.name.startswith("2026-11-1"): f.rmdir()
+    good(again(stand_in(**{"cxr-pred": f'mkdir "{here}/$2"'})))
+    left = sorted(f.name for f in here.glob("20*"))
+    assert len(left) == 7 and left[0] == "2026-11-13T021500Z" and (here / "lost+found").exists()
+
+
 def test_images_have_one_set_of_names(rendered):
     matrix = FLOWS["delivery.yml"]["jobs"]["package"]["strategy"]["matrix"]["include"]
     assert {f"cxr-pred-{i['image']}" for i in matrix} == IMAGES

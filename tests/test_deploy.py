@@ -513,6 +513,7 @@ def of_kind(manifests: list[dict], kind: str) -> dict[str, dict]: return {m["met
 def pods(manifests: list[dict]) -> dict[str, dict]:
     "The Pod template of everything that makes Pods."
     out = {m["metadata"]["name"]: m["spec"]["template"]["spec"] for m in manifests if m["kind"] in ("Deployment", "Rollout")}
+    out |= {m["metadata"]["name"]: m["spec"]["jobTemplate"]["spec"]["template"]["spec"] for m in manifests if m["kind"] == "CronJob"}
     for job in of_kind(manifests, "RayJob").values():
         cluster = job["spec"]["rayClusterSpec"]
         out |= {g["template"]["spec"]["containers"][0]["name"]: g["template"]["spec"] for g in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]}
