@@ -788,9 +788,8 @@ def retrain(
     with records() as store:
         from cxr_pred.core import load_params, root
         from cxr_pred.ops.drift import check
-        from cxr_pred.ops.feedback import settled
         from cxr_pred.ops.reference import load_reference
-        from cxr_pred.ops.retrain import drifted_twice, is_due, remembered
+        from cxr_pred.ops.retrain import drifted_twice, is_due, newly_settled, remembered
         from cxr_pred.ops.retrain import retrain as learned
         from cxr_pred.vision.classify import Classifier
         settings, before, drifted, outcome = load_params(profile, "retrain"), remembered(profile), [], False
@@ -803,7 +802,7 @@ def retrain(
             else:
                 report, seen = check(store, classifier, told, None, 1000)
                 drifted, outcome = drifted_twice(seen, told), report["outcome"]["drifted"]
-        due = is_due(settled(store)[1]["settled"] - before["settled"], settings["min_confirmed"], drifted, outcome, settings["on_drift"], "a person, on the command line" if now else "")
+        due = is_due(newly_settled(store, before), settings["min_confirmed"], drifted, outcome, settings["on_drift"], "a person, on the command line" if now else "")
         print(f"{'There is reason to train again' if due.due else 'No reason to train again'}: {due.why}")
         if check_only or not due.due: return
         evidence, folder = learned(profile, store, due.why)

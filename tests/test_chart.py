@@ -53,7 +53,7 @@ def test_routes_are_haproxys(rendered):
     for e in ("staging", "canary", "production"):
         who = lambda path: served_by(rendered[e], path)
         assert {p: who(p) for p in to_page} == dict.fromkeys(to_page, "cxr-page"), "the image without those libraries answers 501"
-        assert {who(p) for p in ("/v1/predict", "/v1/batch", "/v1/feedback", "/readyz", "/healthz", "/docs", "/openapi.json")} == {"cxr-vit"}
+        assert {who(p) for p in ("/v1/predict", "/v1/feedback", "/readyz", "/healthz", "/docs", "/openapi.json")} == {"cxr-vit"}
         assert who("/metrics") is None, "figures are for Prometheus"
         services = of_kind(rendered[e], "Service")
         assert {b["name"] for r in of_kind(rendered[e], "HTTPRoute").values() for rule in r["spec"]["rules"] for b in rule.get("backendRefs", [])} <= set(services)

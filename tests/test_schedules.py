@@ -67,7 +67,7 @@ def test_airflow_reads_all_of_them(airflow):
 
 
 @slow
-@pytest.mark.parametrize("dag, asked", [("cxr_nightly", ["dvc repro profiles/clinical/dvc.yaml:etl", "cxr-pred load --profile clinical"]), ("cxr_weekly", ["cxr-pred retrain"]), ("cxr_hourly_figures", ["cxr-pred report-hour 2026-11-27T04"])])
+@pytest.mark.parametrize("dag, asked", [("cxr_nightly", ["dvc repro profiles/clinical/dvc.yaml:etl", "cxr-pred load --profile clinical"]), ("cxr_weekly", ["cxr-pred retrain --profile clinical"]), ("cxr_hourly_figures", ["cxr-pred report-hour 2026-11-27T04"])])
 def test_airflow_runs_them(airflow, dag, asked):
     run, d = airflow
     (d / "asked").unlink(missing_ok=True)
@@ -100,4 +100,4 @@ def test_a_cluster_gets_the_command(airflow, tmp_path):
     try: r = run("dags", "test", "cxr_weekly", "2026-11-24T18:30:00+00:00", RAY_ADDRESS=f"http://127.0.0.1:{server.server_port}", RAY_AUTH_TOKEN_PATH=str(tmp_path / "token"))
     finally: server.shutdown(); server.server_close()
     assert r.returncode == 0 and not states, r.stdout[-3000:] + r.stderr[-3000:]
-    assert jobs == [("Bearer t0ken", {"entrypoint": f"cd {d / 'project'} && cxr-pred retrain", "entrypoint_num_cpus": 1})]
+    assert jobs == [("Bearer t0ken", {"entrypoint": f"cd {d / 'project'} && cxr-pred retrain --profile clinical", "entrypoint_num_cpus": 1})]

@@ -80,7 +80,7 @@ def add_error_handlers(app: FastAPI, rejects, failures) -> None:
         if isinstance(e, InputError): rejects.labels(e.code).inc()
         elif isinstance(e, CxrError): log.warning("%s", e.code)
         else: log.error("%s", type(e).__name__, exc_info=e)
-        if answer.status_code >= 500: failures.labels(e.code if isinstance(e, CxrError) else "store_unavailable" if isinstance(e, SQLAlchemyError) else "internal_error").inc()
+        if answer.status_code >= 500 and request.url.path != "/readyz": failures.labels(e.code if isinstance(e, CxrError) else "store_unavailable" if isinstance(e, SQLAlchemyError) else "internal_error").inc()
         return answer
 
     def of_request(request: Request, e: RequestValidationError) -> JSONResponse:

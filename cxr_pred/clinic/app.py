@@ -173,7 +173,7 @@ PAGE_CSS = (CSS + BENEFIT_CSS + BOARD_CSS + VIEWER_CSS).replace(".cxr ", ".gradi
 #worklist .wrap{flex-direction:column;flex-wrap:nowrap;gap:.35rem} #worklist .wrap label{width:100%} #label .wrap,#severity .wrap{gap:.4rem} #who{align-items:center} #model-card{font-size:.92rem} #model-card table{display:block;overflow-x:auto} kbd{font:inherit;font-weight:600;white-space:nowrap}
 .gradio-container :focus-visible{outline:2px solid var(--accent)!important;outline-offset:2px}
 @media (max-width:640px){#parts [role=tab]{padding-left:.55rem;padding-right:.55rem;font-size:.88rem} #always{font-size:.78rem;padding:.45rem .8rem} .gradio-container .main{padding:.5rem .7rem!important} .gradio-container main{padding:0!important} .cxr{padding:1rem}}
-@media print{#always,#side,.tab-wrapper{display:none!important}}
+@media print{#always,#side,.tab-wrapper{display:none!important} .gradio-container .cxr .disclaimer{display:block}}
 """
 
 OPEN_PART = "() => { const want = {physician: 1, data: 2, model: 3}[new URLSearchParams(location.search).get('view')]; if (want) document.querySelectorAll('#parts [role=tab]')[want]?.click() }"

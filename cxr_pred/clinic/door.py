@@ -22,7 +22,7 @@ from pydantic import BaseModel, Field, SecretStr
 
 from .auth import Who, clinic_settings, is_shared_key, log_in, open_key_session, open_session, physician_who, who_is
 from .benefit import Benefit, benefit
-from .reading import Answer, ReadingRoom
+from .reading import PLAIN, Answer, ReadingRoom
 from .study import Report
 from .worklist import Case, Figures, Filters, Page, case, figures, worklist_page
 from ..core import InputError, SetupError, problem_body
@@ -138,14 +138,14 @@ IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key", min_lengt
 # %% ../../nbs/clinic/door.ipynb #c012
 class Login(BaseModel):
     "A name and a password."
-    name: str = Field(max_length=64)
+    name: str = Field(max_length=64, pattern=PLAIN)
     password: str = Field(max_length=1000)
 
 
 class KeyLogin(BaseModel):
     "A key; with the shared one, the name of who reads."
     key: SecretStr = Field(min_length=1, max_length=200)
-    name: str = Field("", max_length=64)
+    name: str = Field("", max_length=64, pattern=PLAIN)
 
 
 class Me(BaseModel):
@@ -205,7 +205,7 @@ class Own(BaseModel):
     physician: str | None = Answer.model_fields["physician"]
     confirmed_label: Answer.model_fields["confirmed_label"].annotation
     severity: Answer.model_fields["severity"].annotation = None
-    edited_explanation: str | None = Field(None, max_length=4000)
+    edited_explanation: str | None = Field(None, max_length=4000, pattern=PLAIN)
     regions: Answer.model_fields["regions"].annotation = Field(None, max_length=20)
 
 

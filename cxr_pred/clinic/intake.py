@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from .origin import Origin, content_hash, is_uid, read_before, read_head, source_row
 from .outbox import Outbox, said_safely
+from .auth import Who
 from .reading import ReadingRoom
 from ..core import CxrError, InputError, SetupError, log, settings
 
@@ -70,6 +71,7 @@ class Intake:
         door: str,               # stow or cstore
         study_uid: str = "",     # the study that it must belong to, if one was named
         expected: tuple[str, str] | None = None,  # SOP class and instance that the sender announced
+        who: Who = Who(),         # who sends it, for the log
     ) -> Receipt:
         "Read a film and record what belongs to it. Raises nothing."
         origin = None
@@ -78,7 +80,7 @@ class Intake:
             head = read_head(data)
             origin = head.origin
             self._check(head, study_uid, expected)
-            receipt = self._again(data, head) or self._read(data, head)
+            receipt = self._again(data, head) or self._read(data, head, who)
         except Exception as e: receipt = refused(e, *((origin.sop_class, origin.sop_uid) if origin else expected or ("", "")))
         self.received.labels(door, receipt.code).inc()
         return receipt
@@ -95,13 +97,14 @@ class Intake:
         study_id = read_before(self.room.store, content_hash(self.room.store, data))
         if not study_id or self.room.store.study(study_id).bundle_hash != self.room.classifier.bundle_hash: return None
         if self.outbox.peer:
-            with self.room.store.session() as s: s.merge(self.outbox.row(study_id)); s.commit()
+            with self.room.store.writing() as s: s.merge(self.outbox.row(study_id))
             self.outbox.announce(study_id, head.identity)
         return Receipt(head.origin.sop_class, head.origin.sop_uid, study_id, "again")
 
-    def _read(self, data: bytes, head) -> Receipt:
+    def _read(self, data: bytes, head, who: Who) -> Receipt:
         self.room.check(wait_s=20)
-        rows = lambda study_id: [source_row(study_id, head.origin, content_hash(self.room.store, data))] + ([self.outbox.row(study_id)] if self.outbox.peer else [])
-        report = self.room.predict(data, patient_ref=head.identity.get("PatientID"), beside=rows)   # one transaction: a film is known with its origin, or not at all
+        seen = content_hash(self.room.store, data)
+        rows = lambda study_id: [source_row(study_id, head.origin, seen)] + ([self.outbox.row(study_id)] if self.outbox.peer else [])
+        report = self.room.predict(data, patient_ref=head.identity.get("PatientID"), who=who, key=f"{seen}/{self.room.classifier.bundle_hash}", beside=rows)   # one transaction: a film is known with its origin, or not at all
         self.outbox.announce(report.study_id, head.identity)
         return Receipt(head.origin.sop_class, head.origin.sop_uid, report.study_id)

@@ -34,9 +34,9 @@ def dicom_parts(
 ) -> list[bytes | InputError]:
     "The DICOM files of a request, in order, and an error in the place of a part that is none. Raises `InputError`: unsupported_media_type (415), bad_multipart (400), too_many_parts (413)."
     mark = b"--" + boundary_of(content_type)
-    pieces = (b"\r\n" + body).split(b"\r\n" + mark)
+    pieces = (b"\r\n" + body).split(b"\r\n" + mark, MOST_PARTS + 2)
+    if len(pieces) > MOST_PARTS + 2: raise InputError("too_many_parts", f"The request has more than {MOST_PARTS} parts.", "Send fewer at once.", status=413)
     if len(pieces) < 3 or not pieces[-1].startswith(b"--"): raise InputError("bad_multipart", "The body does not end with its boundary, or holds no part.", "Send it again, whole.", status=400)
-    if len(pieces) - 2 > MOST_PARTS: raise InputError("too_many_parts", f"The request has more than {MOST_PARTS} parts.", "Send fewer at once.", status=413)
     return [dicom_part(p) for p in pieces[1:-1]]
 
 

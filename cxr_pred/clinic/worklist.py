@@ -65,9 +65,11 @@ def keep_answer(
     for left in reversed(range(tries)):
         study = store.study(answer.study_id)
         earlier = [Opinion(f.physician, f.confirmed_label) for f in opinions(store, study.id)]
-        state = next_state(study.state, answer.kind, study.label if study.status == "ok" else None, earlier, Opinion(answer.physician, answer.confirmed_label))
-        try: return store.add_feedback(answer, state, was=study.state, actor=actor, once=once), state
+        try:
+            state = next_state(study.state, answer.kind, study.label if study.status == "ok" else None, earlier, Opinion(answer.physician, answer.confirmed_label))
+            return store.add_feedback(answer, state, was=study.state, actor=actor, once=once), state
         except InputError as e:
+            if done := store.recall(once): return store.feedback(done.feedback_id), store.study(done.study_id).state   # the same request was quicker on another way
             if e.code != "moved_on" or answer.kind != "feedback" or not left: raise
 
 # %% ../../nbs/clinic/worklist.ipynb #c013
@@ -91,7 +93,7 @@ class Item(BaseModel):
     state: str                 # of STATES
     status: str                # ok, abstained, rejected
     urgency: str               # of URGENCIES
-    uncertainty: float         # 0 to 1; 1 where the model could not tell
+    uncertainty: float | None  # 0 to 1; 1 where the model could not tell; once somebody has read the study
     age: float | None
     sex: str | None
     view: str | None
@@ -130,7 +132,7 @@ ORDER = (Study.rank, Study.created_at, Study.id)
 def item(row) -> Item:
     "A row of the list as it is shown."
     shown, known = row.state not in ("unread", "second"), row.status == "ok"
-    return Item(study_id=row.id, created_at=row.created_at, state=row.state, status=row.status, urgency=URGENCIES[row.urgency], uncertainty=round(1 - (row.probability or 0), 4) if known else 1.0,
+    return Item(study_id=row.id, created_at=row.created_at, state=row.state, status=row.status, urgency=URGENCIES[row.urgency], uncertainty=None if not shown else round(1 - (row.probability or 0), 4) if known else 1.0,
                 age=row.age, sex=row.sex, view=row.view, label=row.label if shown else None, probability=row.probability if shown else None)
 
 
@@ -186,7 +188,7 @@ class Figures(BaseModel):
     "What came of the studies so far."
     studies: dict[str, int]                  # by state
     read: int                                # studies that at least one physician answered
-    agreed: int                              # of these, the first answer was the model's
+    agreed: int                              # of these, the first answer was the model's; a film that it left open saved nobody a look
     second_reviews_saved: float | None       # agreed / read
     median_hours_to_first_answer: float | None
 
@@ -196,6 +198,6 @@ def figures(store: Store) -> Figures:
     first = select(func.min(Feedback.id).label("id")).group_by(Feedback.study_id).subquery()
     with store.session() as s:
         states = dict(s.execute(select(Study.state, func.count()).group_by(Study.state)).all())
-        rows = s.execute(select(Feedback.agrees, Feedback.created_at, Study.created_at).join(first, Feedback.id == first.c.id).join(Study, Study.id == Feedback.study_id)).all()
-    agreed, hours = sum(r[0] for r in rows), sorted((r[1] - r[2]).total_seconds() / 3600 for r in rows)
+        rows = s.execute(select(Feedback.agrees, Feedback.created_at, Study.created_at, Study.status).join(first, Feedback.id == first.c.id).join(Study, Study.id == Feedback.study_id)).all()
+    agreed, hours = sum(r[0] and r[3] == "ok" for r in rows), sorted((r[1] - r[2]).total_seconds() / 3600 for r in rows)
     return Figures(studies={k: states.get(k, 0) for k in STATES}, read=len(rows), agreed=agreed, second_reviews_saved=agreed / len(rows) if rows else None, median_hours_to_first_answer=hours[len(hours) // 2] if hours else None)

@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core import root, write_json
+from ..core import DISCLAIMER, root, write_json
 
 # %% ../../nbs/ops/dashboards.ipynb #c004
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def dashboard(
         if x + p.width > 24: x, y, tall = 0, y + tall, 0
         placed.append(panel_json(p, i, x, y))
         x, tall = x + p.width, max(tall, placed[-1]["gridPos"]["h"])
-    return {"uid": uid, "title": title, "tags": ["cxr_pred"], "schemaVersion": 39, "version": 1, "editable": False, "refresh": "30s", "time": {"from": f"now-{hours}h", "to": "now"}, "timezone": "browser",
+    return {"uid": uid, "title": title, "description": DISCLAIMER, "tags": ["cxr_pred"], "schemaVersion": 39, "version": 1, "editable": False, "refresh": "30s", "time": {"from": f"now-{hours}h", "to": "now"}, "timezone": "browser",
             "templating": {"list": [{"name": "datasource", "type": "datasource", "query": "prometheus", "label": "Prometheus"}]}, "annotations": {"list": []}, "panels": placed}
 
 # %% ../../nbs/ops/dashboards.ipynb #c007

@@ -18,12 +18,12 @@ from ..store import Feedback, Store, Study
 
 # %% ../../nbs/ops/exporter.ipynb #c004
 def business(store: Store) -> dict:
-    "Counts of the record: studies by status, answers by label, waiting explanations, physicians' answers by agreement, films that need a second look, and the share that does not."
+    "Counts of the record: studies by status, answers by label, waiting explanations, physicians' answers to answered films by agreement, films that need a second look, and the share that does not."
     with store.session() as s:
         by = lambda column, *where: {str(k): int(n) for k, n in s.execute(select(column, func.count()).where(*where).group_by(column))}
         status, labels = by(Study.status), by(Study.label, Study.status == "ok")
         waiting = s.scalar(select(func.count()).select_from(Study).where(Study.explanation_status == "pending"))
-        agrees = by(Feedback.agrees)
+        agrees = by(Feedback.agrees, Study.id == Feedback.study_id, Study.status == "ok")   # with a film that was left open nobody can agree
         disputed = s.scalar(select(func.count(func.distinct(Feedback.study_id))).join(Study, Study.id == Feedback.study_id).where(Study.status == "ok", Feedback.agrees.is_(False)))
         physicians = s.scalar(select(func.count(func.distinct(Feedback.physician))))
         read_by_people = s.scalar(select(func.count(func.distinct(Feedback.study_id))))
@@ -42,7 +42,7 @@ def business_gauges(counts: dict, registry) -> None:
         for k, v in values.items(): g.labels(k).set(v)
     each("cxr_record_studies", "Studies in the record by status", "status", counts["status"])
     each("cxr_record_answers", "Answered films in the record by label", "label", counts["labels"])
-    each("cxr_record_feedback", "Physicians' answers in the record by agreement with the reader", "agrees", counts["agrees"])
+    each("cxr_record_feedback", "Physicians' answers in the record by agreement with the reader, to films that it answered", "agrees", counts["agrees"])
     gauge("cxr_record_waiting_explanations", "Studies whose explanation is not written yet").set(counts["waiting"])
     gauge("cxr_record_physicians", "Physicians who answered").set(counts["physicians"])
     gauge("cxr_record_films_with_feedback", "Films that a physician answered").set(counts["films_with_answers"])

@@ -19,7 +19,7 @@ import pandas as pd
 from sqlalchemy import func, select
 
 from ..clinic.worklist import OPEN
-from ..core import InputError, SetupError, read_json
+from ..core import DISCLAIMER, InputError, SetupError, read_json
 from ..data.etl import pixel_hash
 from ..data.images import preprocess
 from ..data.labels import LABELS
@@ -320,8 +320,8 @@ def suspects_html(
     shown = [{"src": data_uri(np.asarray(pictures[r.row])), "id": r.image_id, "label": r.label, "suggested": r.suggested, "quality": r.quality} for r in table.head(most).itertuples()]
     return Environment(autoescape=True).from_string("""<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>Labels that look wrong</title>
 <style>:root{color-scheme:light} body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#17212b} .all{display:grid;grid-template-columns:repeat(auto-fill,minmax(11rem,1fr));gap:1rem} figure{margin:0} img{width:100%;background:#000;border-radius:6px} figcaption{font-size:.82rem} .note{color:#5b6874}</style></head><body>
-<h1>Labels that look wrong</h1><p>{{ n }} of {{ of }} films carry a label that a model which had not seen them contradicts{{ '; the first ' ~ shown|length ~ ' of them' if shown|length < n }}. The likeliest errors come first. A proposal is no finding: look at the film, then correct the source.</p>
-<div class="all">{% for s in shown %}<figure><img src="{{ s.src }}" alt=""><figcaption><b>{{ s.label|replace('_', ' ')|lower }}</b>, looks like <b>{{ s.suggested|replace('_', ' ')|lower }}</b><br><span class="note">{{ s.id }}, {{ '%.2f'|format(s.quality) }}</span></figcaption></figure>{% endfor %}</div></body></html>""").render(shown=shown, n=len(table), of=of)
+<h1>Labels that look wrong</h1><p>{{ n }} of {{ of }} films carry a label that a model which had not seen them contradicts{{ '; the first ' ~ shown|length ~ ' of them' if shown|length < n }}. The likeliest errors come first. A proposal is no finding: look at the film, then correct the source. {{ disclaimer }}</p>
+<div class="all">{% for s in shown %}<figure><img src="{{ s.src }}" alt=""><figcaption><b>{{ s.label|replace('_', ' ')|lower }}</b>, looks like <b>{{ s.suggested|replace('_', ' ')|lower }}</b><br><span class="note">{{ s.id }}, {{ '%.2f'|format(s.quality) }}</span></figcaption></figure>{% endfor %}</div></body></html>""").render(shown=shown, n=len(table), of=of, disclaimer=DISCLAIMER)
 
 # %% ../../nbs/ops/feedback.ipynb #5f03569f
 def simulated_answers(

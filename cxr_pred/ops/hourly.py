@@ -38,15 +38,16 @@ def hour_figures(store: Store, hour: datetime) -> tuple[dict[str, float], dict[s
         by = lambda column, *where: {str(k): int(n) for k, n in s.execute(select(column, func.count()).where(*where).group_by(column))}
         status, labels = by(Study.status, *within(Study.created_at)), by(Study.label, Study.status == "ok", *within(Study.created_at))
         reasons = by(Study.reason_code, Study.status != "ok", *within(Study.created_at))
-        agrees = by(Feedback.agrees, *within(Feedback.created_at))
+        agrees = by(Feedback.agrees, Study.id == Feedback.study_id, Study.status == "ok", *within(Feedback.created_at))   # with a film that was left open nobody can agree
+        given = by(Feedback.kind, *within(Feedback.created_at))
         disputed = s.scalar(select(func.count(func.distinct(Feedback.study_id))).join(Study, Study.id == Feedback.study_id).where(Study.status == "ok", Feedback.agrees.is_(False), *within(Study.created_at)))
         read = s.execute(select(Prediction.bundle_hash, Prediction.timings).join(Study, Study.id == Prediction.study_id).where(*within(Study.created_at))).all()
-    films, answered = sum(status.values()), agrees.get("True", 0) + agrees.get("False", 0)
+    films, answered, judged = sum(status.values()), sum(given.values()), sum(agrees.values())
     ms = [t["total_ms"] for _, t in read if "total_ms" in t]
     versions: dict[str, int] = {}
     for h, _ in read: versions[h] = versions.get(h, 0) + 1
     out = {"films": films, "physicians_answers": answered, **{f"status.{k}": n for k, n in status.items()}, **{f"class.{k}": n for k, n in labels.items()}, **{f"reason.{k}": n for k, n in reasons.items()}}
-    if answered: out["agreement"] = agrees.get("True", 0) / answered
+    if judged: out["agreement"] = agrees.get("True", 0) / judged
     if films: out["second_look_reduction"] = 1 - (films - status.get("ok", 0) + disputed) / films
     if ms: out |= {"p50_ms": float(np.percentile(ms, 50)), "p99_ms": float(np.percentile(ms, 99))}
     return out, versions

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['Due', 'drifted_twice', 'is_due', 'journal_of', 'read_feedback_films', 'places', 'join_data', 'films_sha256',
            'carried_adapter', 'train_challenger', 'pack_challenger', 'compare_models', 'recent_films', 'home',
-           'remembered', 'metrics_of', 'promote', 'retrain']
+           'remembered', 'newly_settled', 'metrics_of', 'promote', 'retrain']
 
 # %% ../../nbs/ops/retrain.ipynb #4c1380da
 import hashlib, json, shutil
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -223,9 +224,18 @@ def home(profile: str) -> Path: return root() / "runs" / "retrain" / profile
 
 
 def remembered(profile: str) -> dict:
-    "The champion's run folder, below the root, and the number of studies that were settled the last time."
+    "The champion's run folder, below the root, and when films were last learned from, in ISO 8601; empty: never."
     f = home(profile) / "state.json"
-    return {"champion": run_dir(profile).relative_to(root()).as_posix(), "settled": 0} | (read_json(f) if f.is_file() else {})
+    return {"champion": run_dir(profile).relative_to(root()).as_posix(), "at": ""} | (read_json(f) if f.is_file() else {})
+
+
+def newly_settled(
+    store: Store,
+    before: dict,   # from `remembered`
+) -> int:
+    "How many studies were settled since then."
+    table, _ = settled(store)
+    return len(table) if not before["at"] else int((table["at"] > datetime.fromisoformat(before["at"])).sum())
 
 
 def metrics_of(run: Path) -> dict:
@@ -279,6 +289,6 @@ def retrain(
                 "champion": {"version": old.model_version, "bundle_hash": old.bundle_hash}, "challenger": {"version": made.manifest["version"] if made else f"not packaged, {run.name}", "bundle_hash": made.hash if made else new.bundle_hash}, "decision": verdict}
     write_evidence(run / "evidence", evidence)
     if not verdict["promote"]: shutil.rmtree(run / "data")   # patients' films, of no use any more
-    write_json(home(profile) / "state.json", {"champion": run.relative_to(root()).as_posix() if verdict["promote"] else before["champion"], "settled": counts["settled"]})
+    write_json(home(profile) / "state.json", {"champion": run.relative_to(root()).as_posix() if verdict["promote"] else before["champion"], "at": at.isoformat()})
     log.info("retraining %s: %s", run.name, "promoted" if verdict["promote"] else "not promoted")
     return evidence, run / "evidence"

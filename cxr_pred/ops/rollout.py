@@ -6,7 +6,7 @@
 __all__ = ['Stage', 'RULES', 'CARRIES', 'Limits', 'RolloutSettings', 'limits', 'Target', 'target', 'State', 'Memory',
            'made_up_films', 'staging_reader', 'stop', 'step', 'quantile', 'load_test', 'Figures', 'Look',
            'bucket_quantile', 'samples', 'Window', 'Eyes', 'Decision', 'breaches', 'asks', 'decide', 'corrected',
-           'corrected_before', 'weights', 'served', 'Rollout', 'told', 'Watcher', 'wanted', 'Slot']
+           'corrected_before', 'weights', 'served', 'moved', 'Rollout', 'told', 'Watcher', 'wanted', 'Slot']
 
 # %% ../../nbs/ops/rollout.ipynb #61a0d2c9
 import fcntl, math, os, subprocess, sys, tempfile, threading, time
@@ -112,6 +112,8 @@ class State(BaseModel):
     errors: Comparison = Comparison()
     times: Comparison = Comparison()       # films that took longer than p99_ms
     answers: Comparison = Comparison()     # physicians' corrections
+    began: float = 0                       # when the candidate got its first films
+    counted: list[tuple[int, int]] = [(0, 0), (0, 0)]   # of the films since then, those judged and those corrected that the comparison knows; stable, candidate
     earlier: list[bool] = []               # whether the stable version was corrected before this rollout, for answers not yet compared with; the newest first
     load: dict[str, Any] | None = None     # what the load test found
     called: list[str] = []                 # what a person was called for and is still so
@@ -429,6 +431,11 @@ def served(url: str) -> str | None:
     return r.json().get("bundle_hash") if r.status_code == 200 else None
 
 
+def moved(seen: State, now: State) -> bool:
+    "Whether somebody was quicker: another stage, or another version."
+    return (seen.stage, seen.candidate) != (now.stage, now.candidate)
+
+
 class Rollout:
     "Steers a rollout: commands, and looks that decide by themselves."
 
@@ -480,7 +487,9 @@ class Rollout:
         tell(f"{new.version}: load test")
         try: found = (tested or self.test)(new)
         except BaseException as e:
-            with self.memory.locked(): self.decided(self.memory.read(), actor, "rollback", f"the load test broke off: {e.code if isinstance(e, CxrError) else type(e).__name__}", "load", stage="settled", candidate=None)
+            with self.memory.locked():
+                state = self.memory.read()
+                if state.stage == "staging" and state.candidate == new: self.decided(state, actor, "rollback", f"the load test broke off: {e.code if isinstance(e, CxrError) else type(e).__name__}", "load", stage="settled", candidate=None)
             raise
         with self.memory.locked():
             state = self.memory.read().model_copy(update={"load": found})
@@ -499,22 +508,26 @@ class Rollout:
         "The load test, in a reader of its own."
         with staging_reader(new) as url: return load_test(url, self.limits)
 
-    def promote(self, actor: str = "command line", why: str = "by hand") -> State:
-        "Go one step on: from canary to production, from production to settling. Raises `InputError` nothing_to_promote."
+    def promote(self, actor: str = "command line", why: str = "by hand", seen: State | None = None) -> State:
+        "Go one step on: from canary to production, from production to settling; no step, if it stands elsewhere by now than it was `seen`. Raises `InputError`: nothing_to_promote, not_ready."
         with self.memory.locked():
             state = self.memory.read()
+            if seen and moved(seen, state): return state
             if state.stage == "canary":
                 if (hash := served(self.where.canary)) != state.candidate.hash: raise InputError("not_ready", f"The reader at {self.where.canary} does not serve {state.candidate.version} ({'nothing is ready' if hash is None else hash[:12]}).", "Wait for it, or look at its log.", status=409)
                 return self.decided(state, actor, "promote", why, stage="production")
             if state.stage == "production":
-                known = [t for t in state.known if t.hash != state.candidate.hash] + [state.candidate]
+                k = next((i for i, t in enumerate(state.known) if t.hash == state.candidate.hash), len(state.known))
+                known = state.known[k + 1:] + state.known[:k] + [state.candidate]   # who goes back leaves what came after it for the last
                 return self.decided(state, actor, "settle", why, stage="settling", stable=state.candidate, known=known)
             raise InputError("nothing_to_promote", f"The rollout is {state.stage}.", "Begin one with `cxr-pred rollout start BUNDLE`.", status=409)
 
-    def rollback(self, actor: str = "command line", why: str = "by hand", rule: str = "by_hand", to: str | None = None) -> State:
-        "Back to the old version at once; or, settled, to an earlier one by its name or hash. Raises `InputError`: nothing_to_roll_back, unknown_target; `SetupError` for a target that is not whole."
+    def rollback(self, actor: str = "command line", why: str = "by hand", rule: str = "by_hand", to: str | None = None, seen: State | None = None) -> State:
+        "Back to the old version at once; or, settled, to an earlier one by its name or hash; nothing, if it stands elsewhere by now than it was `seen`. Raises `InputError`: nothing_to_roll_back, unknown_target, under_way, went_back; `SetupError` for a target that is not whole."
         with self.memory.locked():
             state = self.memory.read()
+            if seen and moved(seen, state): return state
+            if state.stage == "settled" and to is None and state.decisions and state.decisions[-1]["what"] == "rollback": raise InputError("went_back", f"{state.decisions[-1]['version']} is out of use already: {state.decisions[-1]['why']}.", f"To go back further than to {state.stable.version}, name the version.", status=409)
             if state.stage in ("staging", "waiting", "canary", "production") and (to is None or to in (state.stable.version, state.stable.hash)):
                 return self.decided(state, actor, "rollback", why, rule, stage="settled", candidate=None)
             if state.stage != "settled": raise InputError("under_way", f"The rollout is {state.stage}.", "Wait until it has settled, or roll back without a target." if to else "Wait until it has settled.", status=409)
@@ -541,9 +554,9 @@ class Rollout:
             else: said = decide(state, look, self.limits, serves)
             if said.what == "settled": self.decided(state, "rollout", *said, stage="settled", candidate=None)
             if said.what == "call": self.decided(state, "rollout", *said, called=state.called + [said.rule])
-            if said.what in ("canary", "production"): self.judged = {}; self.decided(state, "rollout", *said, stage=said.what, earlier=self.before(state))
-        if said.what == "rollback": self.rollback("rollout", said.why, said.rule)
-        if said.what in ("promote", "settle"): self.promote("rollout", said.why)
+            if said.what in ("canary", "production"): self.judged = {}; self.decided(state, "rollout", *said, stage=said.what, earlier=self.before(state), began=self.clock(), counted=[(0, 0), (0, 0)])
+        if said.what == "rollback": self.rollback("rollout", said.why, said.rule, seen=state)
+        if said.what in ("promote", "settle"): self.promote("rollout", said.why, seen=state)
         return said
 
     def compared(self, state: State, look: Look) -> State:
@@ -551,15 +564,23 @@ class Rollout:
         if state.stage not in ("canary", "production"): self.judged = {}; return state
         now = {"errors": [(s.requests, s.bad) for s in (look.servers["stable"], look.servers["canary"])]}
         if len(look.slow) == 2: now["times"] = [look.slow["stable"], look.slow["canary"]]
-        try: now["answers"] = [corrected(self.store, t.hash, state.since) for t in (state.stable, state.candidate)]
-        except Exception as e: log.error("physicians' answers can't be read: %s", type(e).__name__)
         for what, totals in now.items():
             before, self.judged[what] = self.judged.get(what), totals
             if before is None or any(a < b for x, y in zip(totals, before) for a, b in zip(x, y)): continue   # the first look, or counted from nothing again
             new = [(k - l, b - c) for (k, b), (l, c) in zip(totals, before)]
-            if what == "answers": state, new[0] = self.filled(state, new[0], new[1][0])
             state = state.model_copy(update={what: getattr(state, what).seen((new[0][0], new[1][0]), (new[0][1], new[1][1]))})
-        return state
+        return self.judged_since(state)
+
+    def judged_since(self, state: State) -> State:
+        "The comparison of what physicians said, with what they said since the last look."
+        try: totals = [corrected(self.store, t.hash, state.began or state.since) for t in (state.stable, state.candidate)]
+        except Exception as e: log.error("physicians' answers can't be read: %s", type(e).__name__); return state
+        (old, new), before = totals, state.counted
+        state = state.model_copy(update={"counted": totals})
+        if any(a < b for x, y in zip(totals, before) for a, b in zip(x, y)): return state   # studies were deleted
+        old, new = [(k - l, b - c) for (k, b), (l, c) in zip((old, new), before)]
+        state, old = self.filled(state, old, new[0])
+        return state.model_copy(update={"answers": state.answers.seen((old[0], new[0]), (old[1], new[1]))})
 
     def before(self, state: State) -> list[bool]:
         "What physicians said of the stable version until now; nothing where it can't be read."
@@ -567,8 +588,9 @@ class Rollout:
         except Exception as e: log.error("physicians' earlier answers can't be read: %s", type(e).__name__); return []
 
     def filled(self, state: State, old: tuple[int, int], new: int) -> tuple[State, tuple[int, int]]:
-        "The old version's answers and corrections, filled up from before to as many as in a canary; and the state without those."
-        taken = state.earlier[:max(0, new * (100 - self.limits.share) // self.limits.share - old[0])]
+        "The old version's answers and corrections, filled up from before to as many as a canary would have by now; and the state without those."
+        had, came = state.answers.n
+        taken = state.earlier[:max(0, (came + new) * (100 - self.limits.share) // self.limits.share - had - old[0])] if new else []
         return state.model_copy(update={"earlier": state.earlier[len(taken):]}), (old[0] + len(taken), old[1] + sum(taken))
 
 # %% ../../nbs/ops/rollout.ipynb #b0230e18

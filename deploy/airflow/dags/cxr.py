@@ -20,7 +20,7 @@ LAST_HOUR = "{{ (logical_date - macros.timedelta(hours=1)).strftime('%Y-%m-%dT%H
 SCHEDULES = {
     "cxr_nightly": ("0 2 * * *", [("etl", f"dvc repro {PIPELINE}:etl"), ("load", f"cxr-pred load --profile {PROFILE}")]),
     # half an hour into the first of the week's two blocks of GPUs (.github/workflows/delivery.yml)
-    "cxr_weekly": ("30 18 * * 2", [("retrain", "cxr-pred retrain")]),
+    "cxr_weekly": ("30 18 * * 2", [("retrain", f"cxr-pred retrain --profile {PROFILE}")]),
     # exit status 3 says that something drifted: the task fails, and whoever watches the schedule sees it
     "cxr_hourly_drift": ("5 * * * *", [("drift", "cxr-pred drift --json")]),
     "cxr_hourly_figures": ("10 * * * *", [("figures", f"cxr-pred report-hour {LAST_HOUR}")]),
