@@ -60,15 +60,16 @@ def no_study() -> InputError:
 def secret_key(
     path: Path,  # made on first use
 ) -> bytes:
-    "32 random bytes kept in a file of mode 600; two processes that start together agree on one."
+    "32 random bytes kept in a file of mode 600; two processes that start together agree on one. Raises `SetupError` broken_key."
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     try:
         if not path.exists():
-            with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as f: f.write(secrets.token_bytes(32))
+            with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as f: f.write(secrets.token_bytes(32)); f.flush(); os.fsync(f.fileno())
             try: os.link(draft, path)
             except FileExistsError: pass  # the other process was first: its key is the key
-        return path.read_bytes()
+        if len(key := path.read_bytes()) != 32: raise SetupError("broken_key", f"{path} holds {len(key)} bytes, a key has 32.", "Bring it back from a backup; a new one would match nothing of what was kept with the old.")
+        return key
     finally: draft.unlink(missing_ok=True)
 
 # %% ../nbs/01_store.ipynb #c013b
@@ -165,6 +166,7 @@ class Store:
         held = lambda name: dict(object_key=name, sha256=hashlib.sha256(parts[name]).hexdigest(), bytes=len(parts[name]))
         study.image = Kept(**held(film_name(study.id)))
         if sealed: study.original = Original(key_id=sealed.key_id, **held(original_name(study.id)))
+        asked = False   # to commit: from then on only the database knows whether it did
         try:
             for name, data in parts.items(): self.place.put(name, data)
             with self.writing() as s:
@@ -173,8 +175,9 @@ class Store:
                 if beside: s.flush(); s.add_all(beside)   # the study's own row first: theirs point to it
                 if once: s.flush(); s.add(Asked(id=once.id, body=once.body, study_id=study.id))
                 append(s, actor, "study.recorded", self.subject(study.id), status=study.status)
+                asked = True
         except BaseException as e:
-            self._leave_out(parts)
+            if not asked or isinstance(e, IntegrityError): self._leave_out(parts)   # else the sweep looks whether they have a row
             if isinstance(e, IntegrityError) and once and (done := self.recall(once)): return done.study_id
             raise
         return study.id

@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core import CxrError, SetupError, log, rounded
-from ..data.labels import LABELS
+from ..core import DISCLAIMER, CxrError, SetupError, log, rounded
 from .outcome import answered, outcome
 from .reference import KNOWN, MEASURES, REASONS, WINDOW, Films, films_of, make_reference, means, scores, traits
 from ..store import Feedback, Store, Study
@@ -129,8 +128,8 @@ def answer_tables(
     "`ops.outcome.answered` of some studies."
     from sqlalchemy import select
     ids = {r.id for r in rows}
-    with store.session() as s: said = [(f.study_id, f.confirmed_label) for f in s.scalars(select(Feedback)) if f.study_id in ids]
-    return answered(pd.DataFrame([(r.id, r.status, r.label, r.created_at) for r in rows], columns=["study_id", "status", "label", "created_at"]), pd.DataFrame(said, columns=["study_id", "confirmed_label"]))
+    with store.session() as s: said = [(f.study_id, f.confirmed_label, f.physician, f.kind) for f in s.scalars(select(Feedback).order_by(Feedback.id)) if f.study_id in ids]
+    return answered(pd.DataFrame([(r.id, r.status, r.label, r.created_at) for r in rows], columns=["study_id", "status", "label", "created_at"]), pd.DataFrame(said, columns=["study_id", "confirmed_label", "physician", "kind"]))
 
 
 def drift_report(
@@ -219,7 +218,7 @@ PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name=
 <table><thead><tr><th>measure</th><th>effect</th><th>chance explains</th><th>ratio</th><th>films known</th></tr></thead><tbody>{% for m in r.measures %}<tr{{ ' class=moved' if m.drifted }}><td>{{ m.measure }}</td>{% if m.ratio is none %}<td colspan="3">not measured</td>{% else %}<td>{{ '%.3f'|format(m.effect) }}</td><td>{{ '%.3f'|format(m.limit) if m.limit is not none }}</td><td>{{ '%.2f'|format(m.ratio) }}</td>{% endif %}<td>{{ m.known }}</td></tr>{% endfor %}</tbody></table>
 <p class="note">Effects: the largest gap between cumulative histograms; of classes and reasons the share of films that would have to change; of features the maximum mean discrepancy. Films known by: {{ r.known_by }}.</p>
 <h2>Answers of physicians</h2><table><thead><tr><th>truth</th><th>right</th><th>95 % interval</th><th>films</th></tr></thead><tbody>{% for label, v in [("all", r.outcome.newest)] + r.outcome.recall|items|list %}<tr><td>{{ label }}</td>{% if v.value is none %}<td colspan="2">no answers</td>{% else %}<td>{{ '%.0f'|format(100*v.value) }} %</td><td>{{ '%.0f to %.0f'|format(100*v.low, 100*v.high) }}</td>{% endif %}<td>{{ v.n }}</td></tr>{% endfor %}</tbody></table>
-<p class="note">The newest answered films. {{ r.answers }}. Physicians answer where they doubt: this is no fair draw of all films.</p></body></html>"""
+<p class="note">The newest answered films. {{ r.answers }}. Physicians answer where they doubt: this is no fair draw of all films. {{ disclaimer }}</p></body></html>"""
 
 
 def drift_html(report: dict, films: Films, reference: dict) -> str:
@@ -228,7 +227,7 @@ def drift_html(report: dict, films: Films, reference: dict) -> str:
     from cxr_pred.ops.reference import NUMBERS
     drawn = lambda fig: fig and picture(fig)
     moved = [m["measure"] for m in report["measures"] if m["measure"] in NUMBERS and m["ratio"] is not None]
-    return Environment(autoescape=True).from_string(PAGE).render(r=report, text=said(report), bars=drawn(ratio_figure(report)), over=drawn(timeline_figure(timeline(films, reference))),
+    return Environment(autoescape=True).from_string(PAGE).render(r=report, disclaimer=DISCLAIMER, text=said(report), bars=drawn(ratio_figure(report)), over=drawn(timeline_figure(timeline(films, reference))),
                                                                  histograms=drawn(histogram_figure(films.take(slice(-report["window"], None)), reference, moved)))
 
 # %% ../../nbs/ops/drift.ipynb #c020

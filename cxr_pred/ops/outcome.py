@@ -40,10 +40,13 @@ def confidence_sequence(
 # %% ../../nbs/ops/outcome.ipynb #c010
 def answered(
     studies: pd.DataFrame,   # study_id, status, label, created_at
-    feedback: pd.DataFrame,  # study_id, confirmed_label
+    feedback: pd.DataFrame,  # study_id, confirmed_label, physician, kind; oldest first
 ) -> tuple[pd.DataFrame, dict]:
     "Films that the reader answered and physicians agreed about, oldest first: label, truth, right; and counts: answers, films, left_open (by the reader), disputed (among physicians)."
-    votes = feedback.groupby(["study_id", "confirmed_label"]).size().rename("n").reset_index().sort_values("n", ascending=False)
+    said = feedback.assign(n=np.arange(len(feedback)))
+    decided = said[said.kind == "adjudication"].groupby("study_id").n.max()
+    said = said[said.n >= said.study_id.map(decided.to_dict()).astype(float).fillna(0)].drop_duplicates(["study_id", "physician"], keep="last")
+    votes = said.groupby(["study_id", "confirmed_label"]).size().rename("n").reset_index().sort_values("n", ascending=False)
     best, tied = votes.groupby("study_id").head(1).set_index("study_id"), votes[votes.n == votes.groupby("study_id").n.transform("max")].groupby("study_id").size()
     known = studies[studies.study_id.isin(best.index)].sort_values("created_at")
     open_, disputed = known.status != "ok", known.study_id.map(tied) > 1
