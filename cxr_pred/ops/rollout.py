@@ -108,6 +108,7 @@ class State(BaseModel):
     candidate: Target | None = None        # behind the server `canary`, or tested for it
     goes_to: Literal["canary", "production"] = "canary"   # once its reader is ready; an earlier version goes back to all films
     known: list[Target] = []               # what was once served, the newest last
+    left: list[str] = []                   # hashes of those that somebody went back from; they are served again by name only
     breached: dict[str, float] = {}        # rule -> since when without a pause
     errors: Comparison = Comparison()
     times: Comparison = Comparison()       # films that took longer than p99_ms
@@ -517,9 +518,9 @@ class Rollout:
                 if (hash := served(self.where.canary)) != state.candidate.hash: raise InputError("not_ready", f"The reader at {self.where.canary} does not serve {state.candidate.version} ({'nothing is ready' if hash is None else hash[:12]}).", "Wait for it, or look at its log.", status=409)
                 return self.decided(state, actor, "promote", why, stage="production")
             if state.stage == "production":
-                k = next((i for i, t in enumerate(state.known) if t.hash == state.candidate.hash), len(state.known))
-                known = state.known[k + 1:] + state.known[:k] + [state.candidate]   # who goes back leaves what came after it for the last
-                return self.decided(state, actor, "settle", why, stage="settling", stable=state.candidate, known=known)
+                known = [t for t in state.known if t.hash != state.candidate.hash] + [state.candidate]
+                left = [h for h in state.left + [state.stable.hash] * (state.goes_to == "production") if h != state.candidate.hash]
+                return self.decided(state, actor, "settle", why, stage="settling", stable=state.candidate, known=known, left=left)
             raise InputError("nothing_to_promote", f"The rollout is {state.stage}.", "Begin one with `cxr-pred rollout start BUNDLE`.", status=409)
 
     def rollback(self, actor: str = "command line", why: str = "by hand", rule: str = "by_hand", to: str | None = None, seen: State | None = None) -> State:
@@ -531,7 +532,7 @@ class Rollout:
             if state.stage in ("staging", "waiting", "canary", "production") and (to is None or to in (state.stable.version, state.stable.hash)):
                 return self.decided(state, actor, "rollback", why, rule, stage="settled", candidate=None)
             if state.stage != "settled": raise InputError("under_way", f"The rollout is {state.stage}.", "Wait until it has settled, or roll back without a target." if to else "Wait until it has settled.", status=409)
-            earlier = [t for t in state.known if t != state.stable and (to is None or to in (t.version, t.hash))]
+            earlier = [t for t in state.known if t != state.stable and (t.hash not in state.left if to is None else to in (t.version, t.hash))]
             if not earlier: raise InputError("unknown_target" if to else "nothing_to_roll_back", f"{to} was never served here." if to else "There is no earlier version.", f"Known: {', '.join(t.version for t in state.known) or 'none'}.", status=404)
             old = target(earlier[-1].path, self.where.signers)
             if old.hash != earlier[-1].hash: raise SetupError("bundle_changed", f"{old.path} holds {old.version} now.", "Put the earlier bundle back to its place.")
