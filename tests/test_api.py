@@ -300,6 +300,8 @@ def test_feedback_is_for_physicians(client, key, store):
     assert problem_of(client.post("/v1/feedback", json=answer | {"agrees": True, "confirmed_label": "NORMAL"}, headers=key), 422)["code"] == "contradiction"
     assert problem_of(client.post("/v1/feedback", json=answer | {"study_id": new_id()}, headers=key), 404)["code"] == "no_such_study"
     assert problem_of(client.post("/v1/feedback", json=answer | {"confirmed_label": "FLU"}, headers=key), 422)["code"] == "invalid_request"
+    for field in ("physician", "edited_explanation"): assert problem_of(client.post("/v1/feedback", json=answer | {field: "a\0b"}, headers=key), 422)["code"] == "invalid_request", "PostgreSQL could not keep it"
+    assert problem_of(client.post("/v1/login", json={"name": "a\0b", "password": "x"}), 422)["code"] == "invalid_request"
     from cxr_pred.store import feedback_frame
     assert feedback_frame(store)[["physician", "confirmed_label", "severity", "agrees"]].values.tolist() == [["dr-a", "PNEUMONIA", "mild", True]]
 
@@ -404,6 +406,7 @@ def test_nothing_is_ready_before_the_decoders_are(classifier, store, tmp_path, m
         assert problem_of(send(client, encoded(pattern())), 503)["code"] == "busy"
     with TestClient(create_app(classifier, store, ui=False, guard=Guard(1, call="no_codec:read")), raise_server_exceptions=False) as client:
         assert problem_of(send(client, encoded(pattern())), 503)["code"] == "no_worker" and problem_of(client.get("/readyz"), 503)["code"] == "no_worker"
+        assert 'cxr_failures_total{code="no_worker"} 1.0' in client.get("/metrics").text, "who asks whether it is ready is no film that failed"
         client.app.state.room.guard.close()
 
 

@@ -96,6 +96,15 @@ def test_a_hundred_instances_in_one_request_and_the_bad_ones_cost_themselves(cli
     assert 'cxr_dicom_received_total{door="stow",outcome="stored"} 95.0' in metrics and 'outcome="class_unsupported"} 1.0' in metrics
 
 
+def test_the_log_names_who_sent(client, films):
+    from cxr_pred.clinic.auth import add_key
+    from cxr_pred.tables import Audit
+    store = client.app.state.room.store
+    key = add_key(store, "archive", "service")[0]
+    assert stow(client, [films[0]], Authorization=f"Bearer {key}").status_code == 200 and stow(client, [fresh(films[0], 7)]).status_code == 200
+    with store.session() as s: assert [a.actor for a in s.query(Audit).filter(Audit.action == "study.recorded").order_by(Audit.id)] == ["key archive", "anybody"]
+
+
 def test_the_same_object_twice_is_one_study(client, films):
     first, second = stow(client, [films[0], films[0]]), stow(client, [films[0]])
     assert first.status_code == second.status_code == 200 and len(set(study_ids(first.json()) + study_ids(second.json()))) == 1
