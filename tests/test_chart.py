@@ -90,6 +90,14 @@ def test_settings_and_ways_out_are_values(render):
     assert "gateway.enabled" in render("production", gateway={"enabled": False})
 
 
+def test_files_of_a_hospital_are_mounted(render):
+    made = pods(render("production", secrets={"service": "cxr-pred", "files": "cxr-files"}, service={"env": {"CXR_ORIGINALS_KEYS": "/etc/cxr/originals.keys"}}))
+    for name in ("cxr-vit", "cxr-page", "cxr-watch", "cxr-backup"):
+        box = made[name]["containers"][0]
+        assert {"name": "files", "mountPath": "/etc/cxr", "readOnly": True} in box["volumeMounts"] and {"name": "CXR_ORIGINALS_KEYS", "value": "/etc/cxr/originals.keys"} in box["env"], name
+        assert {"name": "files", "secret": {"secretName": "cxr-files", "defaultMode": 0o440}} in made[name]["volumes"]
+
+
 def test_a_release_changes_no_pod_by_its_environment(rendered):
     "After a canary the plain values of production come: were its Pods others, it would begin anew."
     shown = {e: {n: m["spec"]["template"] for k in ("Rollout", "Deployment") for n, m in of_kind(rendered[e], k).items()} for e in ("canary", "production")}

@@ -463,7 +463,7 @@ def promises(r: dict) -> list[dict]:
     b = r["bad_release"]
     out.append({"what": "bad release rolled back by itself", "passed": None if b is None else b["rolled_back"], "seen": "none was tried" if b is None else f"rule {b['rule']}: {b['why']}; {b['films']} films read by it, {b['seconds']:.0f} s" if b["rolled_back"] else f"not rolled back: {b['why']}"})
     t, v = r["retraining"], r["recovery"]
-    out.append({"what": "retrained and promoted", "passed": t and t["promoted"], "seen": "no retraining" if t is None else f"{t['reason']} {' '.join(t['why'])}".strip()})
+    out.append({"what": "retrained and promoted", "passed": t and t["promoted"], "seen": "no retraining" if t is None else f"{t['reason']}{'.' * bool(t['reason'])} {' '.join(t['why'])}".strip()})
     seen = v["why"] if v["recovered"] is None else f"{v['recovered']:.0%} ({v['low']:.0%} to {v['high']:.0%}): answered and right {v['before']['value']:.1%} before, {v['during']['value']:.1%} during, {v['after']['value']:.1%} after"
     out.append({"what": "80 % of what drift cost came back", "passed": None if v["recovered"] is None else v["recovered"] >= 0.8, "seen": seen})
     return out
@@ -514,7 +514,7 @@ def month_figure(
 
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>A simulated month</title>
 <style>:root{color-scheme:light} body{font:16px/1.5 system-ui,sans-serif;max-width:68rem;margin:2rem auto;padding:0 1rem;color:#17212b} img{max-width:100%} table{border-collapse:collapse;font-size:.9rem;width:100%;margin-bottom:1rem} th,td{padding:.3rem .9rem .3rem 0;text-align:left;vertical-align:top;border-bottom:1px solid #e4e9ec} .n{text-align:right;white-space:nowrap} .kept{color:#0b6e7f;font-weight:600} .broken{color:#b3261e;font-weight:600} .unknown{color:#5b6874;font-weight:600} .note{color:#5b6874;font-size:.9rem}</style></head><body>
-<h1>A simulated month</h1><p>{{ r.uploads }} uploads in {{ '%.0f'|format(r.minutes) }} minutes: {{ r.promises|selectattr('passed', 'sameas', true)|list|length }} of {{ r.promises|length }} promises kept{% if broken %}, {{ broken }} broken{% endif %}{% if unknown %}, {{ unknown }} not measured{% endif %}. Profile {{ r.profile }}, version {{ r.version }}.</p>
+<h1>A simulated month</h1><p>{{ "{:,}".format(r.uploads) }} uploads in {{ '%.0f'|format(r.minutes) }} minutes: {{ r.promises|selectattr('passed', 'sameas', true)|list|length }} of {{ r.promises|length }} promises kept{% if broken %}, {{ broken }} broken{% endif %}{% if unknown %}, {{ unknown }} not measured{% endif %}. Profile {{ r.profile }}, version {{ r.version }}.</p>
 <table><tbody>{% for p in r.promises %}<tr><td class="{{ 'kept' if p.passed else 'unknown' if p.passed is none else 'broken' }}">{{ 'kept' if p.passed else 'not measured' if p.passed is none else 'broken' }}</td><td>{{ p.what }}</td><td>{{ p.seen }}</td></tr>{% endfor %}</tbody></table>
 <h2>Over the month</h2>{{ figure|safe }}
 <h2>Phases</h2><table><thead><tr><th>phase</th><th class="n">films</th><th class="n">answered</th><th class="n">right, of those answered</th><th class="n">answered and right, of all</th><th class="n">wrong files</th></tr></thead><tbody>{% for p in r.phases %}<tr><td>{{ p.name }}</td><td class="n">{{ p.films }}</td><td class="n">{{ pc(p.covered) }}</td><td class="n">{{ pc(p.right) }}</td><td class="n">{{ pc(p.good) }}</td><td class="n">{{ p.wrong }}</td></tr>{% endfor %}</tbody></table>
@@ -559,7 +559,7 @@ class Month:
         self.event("retraining", "begins")
         self.retraining = t = self.retrain(self.clinic)
         self.traffic.once = False
-        self.event("retraining", f"{t['reason']} {'Promoted.' if t['promoted'] else 'Not promoted.'} {' '.join(t['why'])}")
+        self.event("retraining", f"{t['reason']}{'.' * bool(t['reason'])} {'Promoted.' if t['promoted'] else 'Not promoted.'} {' '.join(t['why'])}")
         if not t["promoted"]: return
         stage = self.clinic.release(Path(t["bundle"]))
         self.event("release", f"{t.get('version', 'challenger')}: {stage}")

@@ -80,6 +80,9 @@ FORWARDED_ALLOW_IPS: {{ .Values.gateway.pods | quote }}
 - {name: state, mountPath: /var/lib/cxr}
 - {name: tmp, mountPath: /tmp}
 - {name: secrets, mountPath: /run/secrets, readOnly: true}
+{{- if .Values.secrets.files }}
+- {name: files, mountPath: /etc/cxr, readOnly: true}
+{{- end }}
 {{- end }}
 
 {{- define "cxr.volumes" -}}
@@ -98,6 +101,10 @@ FORWARDED_ALLOW_IPS: {{ .Values.gateway.pods | quote }}
       {{- range $file, $key := .root.Values.secrets.more }}
       - {key: {{ $key }}, path: {{ $file }}}
       {{- end }}
+{{- with .root.Values.secrets.files }}
+- name: files
+  secret: {secretName: {{ . }}, defaultMode: 0440}
+{{- end }}
 {{- end }}
 
 {{- define "cxr.probes" -}}
