@@ -513,6 +513,7 @@ home, words = {home!r}, sys.argv[1:]
 open(home + "/calls", "a").write(" ".join(words) + "\\n")
 here = lambda w: w.replace("/backups", home + "/backups").replace("/var/lib/cxr", home + "/state")
 if words[:2] == ["compose", "--file"]: words = ["compose", *words[3:]]
+if words[1:] == ["config", "--services"]: print("vit\\nrollout")
 if words[1] == "exec" and "psql" in words: sys.exit(subprocess.run(["psql", "-h", os.environ["PG_SOCKET"], *words[words.index("psql") + 1:]]).returncode)
 if words[1] == "run":
     command = [here(w) for w in words[words.index("page") + 1:]]
@@ -582,5 +583,5 @@ def test_restore_puts_the_backup_in_and_what_was_there_aside(docker, tmp_path):
         state = tmp_path / "state"
         assert [p.name for p in (state / "films").iterdir()] == [f"{first}.png"] and (state / aside.removeprefix("cxr_") / f"films/{later}.png").is_file() and (state / "session.key").is_file()
         calls = (tmp_path / "calls").read_text()
-        assert calls.index(" stop haproxy vit vit-canary page cxr-watch") < calls.index("psql") < calls.index("cxr-pred restore") < calls.index("up --detach --wait")
+        assert calls.index(" stop haproxy vit vit-canary page cxr-watch") < calls.index("stop rollout") < calls.index("psql") < calls.index("cxr-pred restore") < calls.index("up --detach --wait")
     finally: server.cleanup()
