@@ -135,14 +135,13 @@ def test_a_mistake_of_ours_costs_one_film(place):
 
 
 def test_predict_is_quick_and_loads_nothing_heavy(place):
-    "Under 1.5 s as a whole process: the best of ten, since other processes share the machine."
+    "Processor time and not the clock, since other processes share the machine: 1.3 s when it was written, as was 1.4 s by the clock. An import of torch alone adds more."
     took = []
-    for _ in range(10):
-        start = time.perf_counter()
+    for _ in range(3):
+        before = os.times()
         assert cxr(place, "predict", "--no-explain", "film.png", CXR_BUNDLE=str(served(place))).returncode == 0
-        took.append(time.perf_counter() - start)
-        if took[-1] < 1.5: break
-    assert min(took) < 1.5, took
+        took.append(sum(os.times()[2:4]) - sum(before[2:4]))   # of children that ended
+    assert min(took) < 3, took
     code = "import sys; from cxr_pred.cli import main\ntry: main()\nfinally: print(sorted({'torch', 'gradio', 'mlflow', 'sqlalchemy', 'fastapi', 'pandas'} & set(sys.modules)), file=sys.stderr)"
     for more in ([], ["--json"], ["--no-explain"]):
         r = subprocess.run([sys.executable, "-c", code, "predict", *more, "film.png"], capture_output=True, text=True, cwd=place / "films", env=environment(place))
