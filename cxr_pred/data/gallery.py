@@ -278,7 +278,7 @@ def top_html(
     run: Run | None, profile: str, error: SetupError | None = None,
 ) -> str:
     "The first lines: what this run holds and since when, or what is to be done."
-    title = f'<h1>Training data: {escape(profile)}</h1><p class="soft">{escape(DISCLAIMER)}</p>'
+    title = f'<h1>Training data: {escape(profile)}</h1><p class="soft">{escape(DISCLAIMER.split(". ")[0])}.</p>'
     if run is None: return f'{title}<div class="todo" role="status"><b>{escape(error.message)}</b><p>{escape(error.hint)}</p>' + (f"<p>In the project's folder: <code>make run{'' if profile == 'sample' else f' PROFILE={escape(profile)} DATA=/folder/with/the/sets'}</code></p>" if error.code == "no_run" else "") + "</div>"
     kinds, made = run.rejects.kind.value_counts(), time.strftime("%d %B %Y, %H:%M", time.localtime(run.written))
     return f'{title}<p><b>{len(run.manifest):,}</b> films of {run.manifest.group_id.nunique():,} units from {run.manifest.source.nunique()} source{"s" * (run.manifest.source.nunique() != 1)}; {kinds.get("rejected", 0):,} files rejected, {kinds.get("left_out", 0):,} left out. Written {made}.</p>'
