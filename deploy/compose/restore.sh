@@ -17,7 +17,7 @@ docker compose --profile '*' stop haproxy vit vit-canary page cxr-watch ray-work
 # with compose.rollout.yaml: its next decision would be a row in the new database
 if docker compose config --services | grep -qx rollout; then docker compose stop rollout; fi
 docker compose exec -T postgres psql --username postgres --quiet --output /dev/null --set ON_ERROR_STOP=1 --set "aside=cxr_$aside" << 'SQL'
-SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'cxr';
+SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = 'cxr';
 ALTER DATABASE cxr RENAME TO :"aside";
 CREATE DATABASE cxr OWNER cxr;
 REVOKE CONNECT ON DATABASE cxr FROM PUBLIC;
