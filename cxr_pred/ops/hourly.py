@@ -39,10 +39,10 @@ def hour_figures(store: Store, hour: datetime) -> tuple[dict[str, float], dict[s
         status, labels = by(Study.status, *within(Study.created_at)), by(Study.label, Study.status == "ok", *within(Study.created_at))
         reasons = by(Study.reason_code, Study.status != "ok", *within(Study.created_at))
         agrees = by(Feedback.agrees, Study.id == Feedback.study_id, Study.status == "ok", *within(Feedback.created_at))   # with a film that was left open nobody can agree
-        given = by(Feedback.kind, *within(Feedback.created_at))
+        given = s.scalar(select(func.count()).select_from(Feedback).where(*within(Feedback.created_at)))
         disputed = s.scalar(select(func.count(func.distinct(Feedback.study_id))).join(Study, Study.id == Feedback.study_id).where(Study.status == "ok", Feedback.agrees.is_(False), *within(Study.created_at)))
         read = s.execute(select(Prediction.bundle_hash, Prediction.timings).join(Study, Study.id == Prediction.study_id).where(*within(Study.created_at))).all()
-    films, answered, judged = sum(status.values()), sum(given.values()), sum(agrees.values())
+    films, answered, judged = sum(status.values()), given, sum(agrees.values())
     ms = [t["total_ms"] for _, t in read if "total_ms" in t]
     versions: dict[str, int] = {}
     for h, _ in read: versions[h] = versions.get(h, 0) + 1

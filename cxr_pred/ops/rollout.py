@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Stage', 'RULES', 'CARRIES', 'Limits', 'RolloutSettings', 'limits', 'Target', 'target', 'State', 'Memory',
            'made_up_films', 'staging_reader', 'stop', 'step', 'quantile', 'load_test', 'Figures', 'Look',
-           'bucket_quantile', 'samples', 'Window', 'Eyes', 'Decision', 'breaches', 'asks', 'decide', 'corrected',
-           'corrected_before', 'weights', 'served', 'moved', 'Rollout', 'told', 'Watcher', 'wanted', 'Slot']
+           'bucket_quantile', 'samples', 'Window', 'Eyes', 'Decision', 'breaches', 'asks', 'decide', 'judged',
+           'corrected', 'corrected_before', 'weights', 'served', 'moved', 'Rollout', 'told', 'Watcher', 'wanted',
+           'Slot']
 
 # %% ../../nbs/ops/rollout.ipynb #61a0d2c9
 import fcntl, math, os, subprocess, sys, tempfile, threading, time
@@ -387,6 +388,14 @@ def decide(
     return next(iter([x for x in found if x.what == "rollback"] + calls + on), Decision("hold", ", ".join(state.breached)))
 
 # %% ../../nbs/ops/rollout.ipynb #c527b98e
+def judged(*what):
+    "A query of films that a version answered, each with a physician's first judgement of it: rows of `what`."
+    from sqlalchemy import func, select
+    from cxr_pred.tables import Feedback, Prediction, Study
+    first = select(func.min(Feedback.id).label("id")).group_by(Feedback.study_id).subquery()
+    return select(*what).select_from(Feedback).join(first, first.c.id == Feedback.id).join(Study, Study.id == Feedback.study_id).join(Prediction, Prediction.study_id == Study.id).where(Study.status == "ok")
+
+
 def corrected(
     store: Store,
     bundle_hash: str,
@@ -394,11 +403,9 @@ def corrected(
 ) -> tuple[int, int]:
     "Films that the version answered and a physician judged, and those whose first judgement disagreed."
     from datetime import datetime, timezone
-    from sqlalchemy import func, select
+    from sqlalchemy import func
     from cxr_pred.tables import Feedback, Prediction, Study
-    first = select(func.min(Feedback.id).label("id")).group_by(Feedback.study_id).subquery()
-    rows = select(Feedback.agrees, func.count()).join(first, first.c.id == Feedback.id).join(Study, Study.id == Feedback.study_id).join(Prediction, Prediction.study_id == Study.id)
-    rows = rows.where(Prediction.bundle_hash == bundle_hash, Study.status == "ok", Study.created_at >= datetime.fromtimestamp(since, timezone.utc)).group_by(Feedback.agrees)
+    rows = judged(Feedback.agrees, func.count()).where(Prediction.bundle_hash == bundle_hash, Study.created_at >= datetime.fromtimestamp(since, timezone.utc)).group_by(Feedback.agrees)
     with store.session() as s: n = {agrees: k for agrees, k in s.execute(rows)}
     return sum(n.values()), n.get(False, 0)
 
@@ -411,11 +418,8 @@ def corrected_before(
 ) -> list[bool]:
     "Whether the first judgement disagreed, for the newest films that the version answered and a physician judged; the newest film first."
     from datetime import datetime, timezone
-    from sqlalchemy import func, select
     from cxr_pred.tables import Feedback, Prediction, Study
-    first = select(func.min(Feedback.id).label("id")).group_by(Feedback.study_id).subquery()
-    rows = select(Feedback.agrees).join(first, first.c.id == Feedback.id).join(Study, Study.id == Feedback.study_id).join(Prediction, Prediction.study_id == Study.id)
-    rows = rows.where(Prediction.bundle_hash == bundle_hash, Study.status == "ok", Study.created_at < datetime.fromtimestamp(before, timezone.utc)).order_by(Study.created_at.desc(), Study.id).limit(most)
+    rows = judged(Feedback.agrees).where(Prediction.bundle_hash == bundle_hash, Study.created_at < datetime.fromtimestamp(before, timezone.utc)).order_by(Study.created_at.desc(), Study.id).limit(most)
     with store.session() as s: return [not agrees for agrees, in s.execute(rows)]
 
 # %% ../../nbs/ops/rollout.ipynb #64099dcb
