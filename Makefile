@@ -4,6 +4,7 @@ SHELL := /bin/bash
 PROFILE ?= sample
 DATA ?=
 PORT ?= 8000
+WORKERS ?= 2
 BIN := .venv/bin
 # without compiled modules every process would compile torch and the rest again
 ENV := PATH="$(CURDIR)/$(BIN):$$PATH" GRADIO_ANALYTICS_ENABLED=False DVC_NO_ANALYTICS=1 PYTHONDONTWRITEBYTECODE=
@@ -55,8 +56,9 @@ run: setup
 	@$(ENV) dvc repro $(PIPELINE) || { echo "The pipeline stopped; the reason is above. Stages that had finished are kept: correct the cause and run the same command again."; exit 1; }
 	@$(ENV) cxr-pred show --profile $(PROFILE)
 
+# two files of tests at a time: most of a test is waiting for a process to start
 test: setup
-	@$(ENV) python -m pytest -q -rs --timeout=1200 tests
+	@$(ENV) OMP_NUM_THREADS=1 python -m pytest -q -rs -n $(WORKERS) --dist loadfile --no-loadscope-reorder --timeout=1200 tests
 
 test-all: setup
 	@$(ENV) CXR_SLOW=1 python -m pytest -q -rs --timeout=2400 tests

@@ -132,9 +132,11 @@ def test_bad_input_is_a_problem_and_the_server_goes_on(client, store, data, stat
 
 def test_a_picture_of_30000_by_30000_is_refused_fast(client):
     data = huge_png()
-    start = time.perf_counter()
-    assert problem_of(send(client, data), 413)["code"] == "too_large"
-    assert time.perf_counter() - start < 1, "refused by its header, not after decoding 900 million pixels"
+    def took() -> float:
+        start = time.perf_counter()
+        assert problem_of(send(client, data), 413)["code"] == "too_large"
+        return time.perf_counter() - start
+    assert min(took() for _ in range(3)) < 1, "refused by its header, not after decoding 900 million pixels"
 
 
 def test_a_large_upload_never_lies_on_a_disk_in_clear(client, monkeypatch):
