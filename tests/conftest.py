@@ -9,11 +9,14 @@ LONG = {"test_space_starts_in_an_empty_environment", "test_dcmtk_sends_and_recei
         "test_a_good_canary_reads_all_films_and_a_bad_one_goes_back", "test_an_operator_goes_to_production_and_back_with_these_files", "test_a_month_of_toys_with_real_readers"}
 
 
-FIRST = ("test_dvc", "test_benchmarks", "test_notebooks", "test_cli", "test_train", "test_deploy", "test_etl_restart", "test_evaluate")   # minutes each: begun last, one of two workers would wait for the other
+FIRST = ("test_dvc", "test_cli", "test_train", "test_deploy", "test_etl_restart", "test_evaluate")   # minutes each: begun last, one of two workers would wait for the other
+ALONE = ("test_benchmarks", "test_notebooks")   # tests that share nothing and may go to any worker; other files stay together
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda i: FIRST.index(i.path.stem) if i.path.stem in FIRST else len(FIRST))
+    items.sort(key=lambda i: FIRST.index(i.path.stem) if i.path.stem in FIRST else len(FIRST) + (i.path.stem in ALONE))
+    for i in items:
+        if i.path.stem not in ALONE: i.add_marker(pytest.mark.xdist_group(i.path.stem))
     if os.environ.get("CXR_SLOW"): return
     for item in items:
         if getattr(item, "originalname", item.name) in LONG: item.add_marker(pytest.mark.skip(reason="long, with real servers: make test-all"))
