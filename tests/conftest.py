@@ -13,6 +13,7 @@ FIRST = ("test_dvc", "test_cli", "test_train", "test_deploy", "test_etl_restart"
 ALONE = ("test_benchmarks", "test_notebooks")   # tests that share nothing and may go to any worker; other files stay together
 
 
+@pytest.hookimpl(tryfirst=True)   # before pytest-xdist asks for the groups
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda i: FIRST.index(i.path.stem) if i.path.stem in FIRST else len(FIRST) + (i.path.stem in ALONE))
     for i in items:

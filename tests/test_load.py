@@ -1,5 +1,5 @@
 "Loading against a real PostgreSQL and a real S3 server, killed at each step: what the next load leaves is what one without a kill leaves. And no patient's number, file's name or key gets out."
-import json, os, random, signal, socket, subprocess, sys, time
+import json, os, secrets, signal, socket, subprocess, sys, time
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
@@ -48,9 +48,9 @@ for text in sys.stdin:
 
 
 def free_port():
-    "A free port whose neighbour 10,000 further on is free too: each part of the S3 server speaks gRPC there."
+    "A free port whose neighbour 10,000 further on is free too: each part of the S3 server speaks gRPC there. Both lie below those that the system hands out, and other tests draw others at the same time."
     while True:
-        n = random.randrange(10_000, 50_000)
+        n = 10_000 + secrets.randbelow(12_000)
         with socket.socket() as a, socket.socket() as b:
             try: a.bind(("127.0.0.1", n)); b.bind(("127.0.0.1", n + 10_000)); return n
             except OSError: pass

@@ -192,14 +192,14 @@ class ReadingRoom:
     ) -> Report:
         "Read a film and record it. Raises `InputError` for what cannot be decoded, `SetupError`: busy, no_worker, store_unavailable."
         self.check(wait_s=20)
-        once = self.once("predict", who, key, hashlib.sha256(data).hexdigest(), repr(patient), patient_ref, explain)
+        once = self.once("predict", who, key, hashlib.sha256(data).hexdigest(), repr(patient), patient_ref, explain) if key else None
         if done := self.store.recall(once): return self.report(done.study_id)
         with self.metrics.seconds.time():
             report, film, seen = decided(self.classifier, data, patient=patient, opened=self.decoded)
             asks = explain and self.client and report.finding
             if asks and self.waiting.qsize() < self.most_waiting: report = report.model_copy(update={"explanation_status": "pending"})
             elif explain: report = report.explained(self.explain(report, "llm_busy" if asks else ""))
-            row = study_row(report, seen.heat, self.store.patient_hash(patient_ref), urgency(self.facts, report.case()), signals(film.pixels, *((seen.features, seen.finding and seen.ood) if self.classifier.usual else ())))
+            row = study_row(report, seen.heat, self.store.patient_hash(patient_ref), urgency(self.facts, report.case()), signals(film.pixels, *((seen.features, seen.finding and seen.ood) if self.classifier.usual else (None, None)), film.counts))
             try: kept = self.store.add_study(row, film.pixels, who.actor, once, self.safe and self.safe.seal(report.study_id, data), beside(report.study_id) if beside else ())
             except (SQLAlchemyError, OSError) as e:  # the database, or a full disk
                 log.exception("a study could not be recorded")

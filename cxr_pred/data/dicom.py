@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VIEWS', 'BODY_PARTS', 'OLDEST', 'DEFLATED', 'HTJ2K', 'JPEG_EXTENDED', 'top_coded', 'age_in_years', 'film_meta',
            'syntax_of', 'unfolded', 'read_dataset', 'codestream_header', 'check_pixels', 'tone_curve',
-           'without_padding', 'monochrome', 'hush_gdcm', 'extended_jpeg', 'stored_values', 'decode_dicom']
+           'without_padding', 'looked_up', 'monochrome', 'hush_gdcm', 'extended_jpeg', 'stored_values', 'decode_dicom']
 
 # %% ../../nbs/data/dicom.ipynb #c002
 import io, re, struct, warnings, zlib
@@ -168,6 +168,17 @@ def without_padding(
     return np.where(padded, rest.max() if ds.PhotometricInterpretation == "MONOCHROME1" else rest.min(), stored)
 
 
+def looked_up(
+    curve: np.ndarray,   # (n,) uint8: the grey level of low, low + 1, ...
+    stored: np.ndarray,  # (H, W) integers from low to low + n - 1
+    low: int,
+) -> np.ndarray:
+    "The grey level of each pixel, (H, W) uint8; some rows at a time, whose indices stay in the cache."
+    out = np.empty(stored.shape, np.uint8)
+    for at in range(0, len(stored), 64): np.take(curve, stored[at:at + 64].astype(np.intp) - low, out=out[at:at + 64], mode="clip")
+    return out
+
+
 def monochrome(
     stored: np.ndarray,  # (H, W) integers or floats, as stored
     ds,                  # a pydicom Dataset
@@ -179,12 +190,11 @@ def monochrome(
         if not np.isfinite([low, high]).all(): raise ValueError("the stored values are not finite")
         stored = np.round((stored - low) * (65535 / (high - low) if high > low else 0)).astype(np.uint16)
     low = int(stored.min())
-    values = np.arange(low, int(stored.max()) + 1)
-    index, flags = stored.astype(np.int32) - low, []
+    values, flags = np.arange(low, int(stored.max()) + 1), []
     plain = tone_curve(values, ds, window=False)
-    try: pixels = tone_curve(values, ds)[index]
+    try: pixels = looked_up(tone_curve(values, ds), stored, low)
     except Exception: pixels = None  # whatever pydicom raises for a window that is none
-    if pixels is None or len(values) > 16 and np.ptp(pixels) < 16: pixels, flags = plain[index], ["window_ignored"]
+    if pixels is None or len(values) > 16 and np.ptp(pixels) < 16: pixels, flags = looked_up(plain, stored, low), ["window_ignored"]
     if ds.PhotometricInterpretation == "MONOCHROME1": pixels, flags = 255 - pixels, flags + ["monochrome1_inverted"]
     return pixels, flags
 

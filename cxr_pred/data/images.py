@@ -28,6 +28,7 @@ class Film:
     colour: float = 0.0                        # share of clearly coloured pixels, 0 to 1
     meta: dict = field(default_factory=dict)   # from DICOM: age (years), sex ("M", "F"), view, body_part; None where unknown
     flags: list[str] = field(default_factory=list)  # e.g. "monochrome1_inverted", "low_contrast"
+    flagged: bool = False                      # whether `quality_flags` was asked: it need not be asked again
 
     @cached_property
     def counts(self) -> np.ndarray: return grey_counts(self.pixels)
@@ -153,6 +154,7 @@ def decode(
         with _codec_errors(name): film = Film(**decode_dicom(data, name))
     else: film = decode_picture(data, name)
     film.flags += quality_flags(film.pixels, film.colour, film.counts, film.small)
+    film.flagged = True
     return film
 
 

@@ -236,7 +236,7 @@ class Classifier:
         heat = self.on_film(seen.out["heat"][0, seen.p.argmax()], *film.size)
         if network == "edge": heat = np.zeros_like(heat)
         grade = by.severity(seen.out["severity"][0], label) if "severity" in seen.out else "unknown"
-        flags = film.flags + [q for q in quality_flags(film.pixels, counts=film.counts, small=film.small) if q not in film.flags]
+        flags = film.flags + [q for q in ([] if film.flagged else quality_flags(film.pixels, counts=film.counts, small=film.small)) if q not in film.flags]
         return Result(seen.status, seen.reason_code, by.finding(seen.p, seen.ood, heat, flags, grade), heat, seen.ood, times, first.out["features"][0], network)
 
     def look(self,

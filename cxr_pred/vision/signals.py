@@ -20,9 +20,10 @@ STATS = ("low", "middle", "high", "dark", "bright", "entropy", "contrast", "shar
 
 def film_stats(
     pixels: np.ndarray,  # (H, W) uint8, bright = dense
+    counts: np.ndarray | None = None,  # `grey_counts` of the pixels, where they are known
 ) -> np.ndarray:
     "Grey levels, contrast, sharpness, noise, orientation and size of a film: (13,) float64, in the order of `STATS`."
-    counts, (h, w) = grey_counts(pixels), pixels.shape
+    counts, (h, w) = grey_counts(pixels) if counts is None else counts, pixels.shape
     share = counts / pixels.size
     low, middle, high = np.searchsorted(share.cumsum(), (0.02 - 1e-12, 0.5 - 1e-12, 0.98 - 1e-12))
     picture = Image.fromarray(np.ascontiguousarray(pixels))
@@ -64,7 +65,8 @@ def signals(
     pixels: np.ndarray,                   # (H, W) uint8, as decoded
     features: np.ndarray | None = None,   # (D,); None where the network did not run
     ood: float | None = None,             # distance from the training films, likewise
+    counts: np.ndarray | None = None,     # as `film_stats`
 ) -> dict:
     "What is kept of a film to see drift by: {stats: 13 numbers, features: 32 or None, ood: a number or None}."
     number = lambda v: float(f"{v:.5g}")
-    return {"stats": [number(v) for v in film_stats(pixels)], "features": None if features is None else [number(v) for v in kept_features(features)], "ood": None if ood is None else number(ood)}
+    return {"stats": [number(v) for v in film_stats(pixels, counts)], "features": None if features is None else [number(v) for v in kept_features(features)], "ood": None if ood is None else number(ood)}
