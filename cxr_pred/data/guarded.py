@@ -8,7 +8,7 @@ __all__ = ['BOARD_BYTES', 'MOST_BYTES', 'EARLY_BYTES', 'LOST', 'Limits', 'limit_
            'ended_after']
 
 # %% ../../nbs/data/guarded.ipynb #c002
-import json, mmap, os, pickle, queue, resource, signal, threading, time
+import fcntl, json, mmap, os, pickle, queue, resource, signal, threading, time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -55,8 +55,10 @@ class Board:
     def __init__(self,
         fd: int | None = None,  # of such memory; new if None
     ):
-        self.file = os.fdopen(os.memfd_create("film") if fd is None else fd, "r+b")   # closed with it, whatever happens
-        if fd is None: self.file.truncate(BOARD_BYTES)
+        self.file = os.fdopen(os.memfd_create("film", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING) if fd is None else fd, "r+b")   # closed with it, whatever happens
+        if fd is None:
+            self.file.truncate(BOARD_BYTES)
+            fcntl.fcntl(self.file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         self.memory = mmap.mmap(self.file.fileno(), BOARD_BYTES)
 
     def __reduce__(self): return handed_over, (DupFd(self.file.fileno()),)
@@ -83,8 +85,9 @@ def handed_over(handle) -> Board: return Board(handle.detach())
 
 
 def new_board() -> Board | None:
-    "A board, or None on a system that has no memory of that kind (macOS)."
-    return Board() if hasattr(os, "memfd_create") else None
+    "A board, or None on a system that has no memory of that kind (macOS), or does not give any."
+    try: return Board() if hasattr(os, "memfd_create") else None
+    except OSError: return None
 
 # %% ../../nbs/data/guarded.ipynb #c007
 def serve(
@@ -123,9 +126,10 @@ def send_answer(pipe: Connection, said: dict, array: np.ndarray | None, board: B
     laid = None
     if array is not None:
         array = np.ascontiguousarray(array); said |= dict(shape=array.shape, dtype=array.dtype.str)
-        if laid := board and array.nbytes and board.put(memoryview(array).cast("B")): said["board"] = laid.stop
+        plain = memoryview(array).cast("B") if array.nbytes else b""
+        if laid := board and board.put(plain): said["board"] = laid.stop
     pipe.send_bytes(json.dumps(said).encode())
-    if array is not None and not laid: pipe.send_bytes(memoryview(array).cast("B"))
+    if array is not None and not laid: pipe.send_bytes(plain)
 
 # %% ../../nbs/data/guarded.ipynb #c009
 MOST_BYTES = 2**28  # of one message
@@ -178,13 +182,13 @@ class Worker:
             self.ready = True
             return None
         said = json.loads(data)
-        if "board" in said and not self.board: raise ValueError("an answer on no board")
-        raw = None if "shape" not in said else self.board.taken(said["board"]) if "board" in said else self.pipe.recv_bytes(MOST_BYTES)
-        array = None if raw is None else plain_array(raw, said["shape"], said["dtype"])
+        try:
+            raw = None if "shape" not in said else self.board.taken(said["board"]) if "board" in said else self.pipe.recv_bytes(MOST_BYTES)
+            got = InputError(*said["refused"]) if "refused" in said else (said.get("said"), None if raw is None else plain_array(raw, said["shape"], said["dtype"]))
+        except (TypeError, KeyError, AttributeError) as e: raise ValueError("an answer that is none") from e
         self.tasks.popleft(); self.deadline = time.monotonic() + self.limits.seconds
         if "failed" in said: raise SetupError("reading_failed", f"A film could not be read for a reason that is not the film's: {said['failed']}", "This is a fault of the software; please report it.")
-        if "refused" in said: return InputError(*said["refused"])
-        return said["said"], array
+        return got
 
     def stop(self) -> tuple[bool, int]:
         "End it, whatever it is doing: whether it was late, and the exit code that it had by itself, or 0."
