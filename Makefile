@@ -58,7 +58,7 @@ run: setup
 
 # two files of tests at a time: most of a test is waiting for a process to start
 test: setup
-	@$(ENV) OMP_NUM_THREADS=1 python -m pytest -q -rs -n $(WORKERS) --dist loadgroup --no-loadscope-reorder --timeout=1200 tests
+	@$(ENV) OMP_NUM_THREADS=1 python -m pytest -q -rs -n $(WORKERS) --dist loadfile --no-loadscope-reorder --timeout=1200 tests
 
 test-all: setup
 	@$(ENV) CXR_SLOW=1 python -m pytest -q -rs --timeout=2400 tests

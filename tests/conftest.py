@@ -1,5 +1,6 @@
 "Long tests with real servers and processes run where CXR_SLOW is set: `make test-all`."
 import os
+from pathlib import Path
 
 import pytest
 
@@ -13,11 +14,18 @@ FIRST = ("test_dvc", "test_cli", "test_train", "test_deploy", "test_etl_restart"
 ALONE = ("test_benchmarks", "test_notebooks")   # tests that share nothing and may go to any worker; other files stay together
 
 
-@pytest.hookimpl(tryfirst=True)   # before pytest-xdist asks for the groups
+@pytest.hookimpl(optionalhook=True)   # loadgroup would do it, but pytest 9.2 does not let it name the groups
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadScopeScheduling
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.split("::")[0]
+            return nodeid if Path(file).stem in ALONE else file
+    return ByFile(config, log)
+
+
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda i: FIRST.index(i.path.stem) if i.path.stem in FIRST else len(FIRST) + (i.path.stem in ALONE))
-    for i in items:
-        if i.path.stem not in ALONE: i.add_marker(pytest.mark.xdist_group(i.path.stem))
     if os.environ.get("CXR_SLOW"): return
     for item in items:
         if getattr(item, "originalname", item.name) in LONG: item.add_marker(pytest.mark.skip(reason="long, with real servers: make test-all"))
