@@ -233,14 +233,14 @@ def end_with_parent() -> None:
 
 
 @cli.command()
-def llm_serve(host: str = HOST, port: int = typer.Option(8001), bundle: Path = BUNDLE, with_parent: bool = typer.Option(False, hidden=True), ecs: bool = ECS):
+def llm_serve(host: str = HOST, port: int = typer.Option(8001), bundle: Path = BUNDLE, engine: str = typer.Option("auto", help="Who runs the model: graph (ONNX Runtime, on the CPU), litgpt, or auto: litgpt on a GPU, else graph."), with_parent: bool = typer.Option(False, hidden=True), ecs: bool = ECS):
     "Serve the language model, which explains findings."
     if with_parent: end_with_parent()
     with plainly():
         log_as(ecs, "cxr-writer")
         if find_spec("litgpt") is None: raise SetupError("no_llm", "The language model's packages are not installed.", "pip install 'cxr_pred[llm]'")
         from cxr_pred.language.service import serve
-        serve(host, port, bundle)
+        serve(host, port, bundle, engine)
 
 
 @cli.command()
@@ -257,7 +257,7 @@ def llm_publish(folder: Path = typer.Argument(help="a new folder, in the form of
     with plainly():
         if find_spec("litgpt") is None: raise SetupError("no_llm", "The language model's packages are not installed.", "pip install 'cxr_pred[llm]'")
         from cxr_pred.language.facts import load_facts
-        from cxr_pred.language.generate import base_of
+        from cxr_pred.language.compiled import base_of
         from cxr_pred.language.publish import publish
         from cxr_pred.language.sft import grammar_pairs
         from cxr_pred.vision.classify import load_bundle

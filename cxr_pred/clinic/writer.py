@@ -129,7 +129,9 @@ def written_here(
     asked = {"bundle_hash": report.bundle_hash, "prompt": finding_prompt(case, facts)}
     if (e := kept_explanation(kept, asked)) and not problems_of(e, case, facts): return e
     try:
-        try: from cxr_pred.language.generate import explain, open_writer
+        try:
+            from cxr_pred.language.compiled import open_writer
+            from cxr_pred.language.generate import explain
         except ModuleNotFoundError as e: raise SetupError("llm_missing", f"The language model's packages are not installed ({e.name}).") from e
         writer, own = open_writer(bundle)
         begins()

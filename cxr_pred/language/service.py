@@ -22,8 +22,10 @@ class Desk:
     def __init__(self,
         bundle: Path,        # its llm/ holds the adapter
         waiting: int = 8,    # requests that may wait for the one being written
+        engine: str = "auto",  # who runs the model, see `compiled.open_scribe`
     ):
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+        self.engine = engine
         self.bundle, self.seats, self.turn = bundle, threading.BoundedSemaphore(waiting + 1), threading.Lock()
         self.writer = self.facts = self.problem = None
         self.opened, self.registry = threading.Event(), CollectorRegistry()
@@ -32,13 +34,15 @@ class Desk:
         self.refused = Counter("cxr_llm_refused", "Requests that found the service full", registry=self.registry)
         self.left = Counter("cxr_llm_left", "Requests whose caller left before the end", registry=self.registry)
         self.seconds = Histogram("cxr_llm_seconds", "Time to write one explanation", registry=self.registry, buckets=(.5, 1, 2, 5, 10, 20, 40, 80, 160))
+        self.runs = Gauge("cxr_llm_engine", "1 for what runs the model: onnxruntime, or litgpt", ["engine"], registry=self.registry)
         self.busy = Gauge("cxr_llm_busy", "Requests being written or waiting", registry=self.registry)
 
     def open(self) -> None:
         "Load base and adapter and write one token for nothing; what goes wrong is kept in `problem`."
-        from cxr_pred.language.generate import open_writer
+        from cxr_pred.language.compiled import open_writer
         try:
-            self.writer, self.facts = open_writer(self.bundle)
+            self.writer, self.facts = open_writer(self.bundle, self.engine)
+            self.runs.labels(self.writer.engine).set(1)
             [*self.writer.stream("answer: none", most=1)]
         except Exception as e:
             log.exception("the language service cannot open")
@@ -178,7 +182,7 @@ def create_service(desk: Desk):
     @app.get("/readyz")
     def readyz():
         desk.check()
-        return {"status": "ready", "base": desk.writer.base.name}
+        return {"status": "ready", "base": desk.writer.base.name, "engine": desk.writer.engine}
 
     @app.get("/metrics")
     def metrics(): return Response(generate_latest(desk.registry), media_type=CONTENT_TYPE_LATEST)
@@ -189,10 +193,11 @@ def serve(
     host: str = "127.0.0.1",   # loopback: nobody else's machine reaches it
     port: int = 8001,
     bundle: Path | None = None,  # `find_bundle()` if None
+    engine: str = "auto",        # see `compiled.open_scribe`
 ) -> None:
     "Run the language service until it is stopped. Raises `SetupError` where there is no bundle, or none with a language model."
     import uvicorn
     from cxr_pred.vision.classify import load_bundle
     b = load_bundle(bundle)
     if "llm/llm.json" not in b.manifest["files"]: raise SetupError("no_adapter", f"{b.path} holds no language model.", "Run the pipeline's package stage.")
-    uvicorn.run(create_service(Desk(b.path)), host=host, port=port, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=5)
+    uvicorn.run(create_service(Desk(b.path, engine=engine)), host=host, port=port, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=5)
