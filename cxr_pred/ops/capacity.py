@@ -110,6 +110,7 @@ class Measured:
     text_s: float            # an explanation, on one core or GPU
     row_bytes: float         # of the database, a study
     film_bytes: float        # of the bucket, a study
+    studies_per_second: float = math.inf  # that one database server records
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,8 @@ class Prices:
     "Assumptions, in dollars."
     core_hour: float = 0.04
     gpu_hour: float = 2.5
-    gb_month: float = 0.023
+    gb_month: float = 0.023           # of the bucket
+    database_gb_month: float = 0.115  # of a database's disk
 
 
 def needs(
@@ -134,6 +136,6 @@ def needs(
     rate = peak_rate(studies)
     cores, writers = cores_for(rate, m.film_s, m.film_cv2, limit_s), cores_for(rate * explained, m.text_s, 0.5, text_limit_s)
     gb = {"database": studies * kept_days * m.row_bytes / 1e9, "bucket": studies * kept_days * m.film_bytes / 1e9}
-    money = 24 * 30 * (cores * prices.core_hour + writers * (prices.core_hour if text_on == "core" else prices.gpu_hour)) + sum(gb.values()) * prices.gb_month
+    money = 24 * 30 * (cores * prices.core_hour + writers * (prices.core_hour if text_on == "core" else prices.gpu_hour)) + gb["database"] * prices.database_gb_month + gb["bucket"] * prices.gb_month
     return {"studies a day": studies, "films a second, busiest hour": rate, "reader cores": cores, f"language {text_on}s": writers, "database GB a year": gb["database"], "bucket GB a year": gb["bucket"],
-            "writes a second, busiest hour": 3 * rate, "dollars a month": money, "dollars a thousand studies": money / (30 * studies) * 1000}
+            "database servers": max(1, math.ceil(2 * rate / m.studies_per_second)), "dollars a month": money, "dollars a thousand studies": money / (30 * studies) * 1000}
