@@ -264,20 +264,48 @@ def test_load_test_counts_refusals(rendered):
     assert int(env["CXR_FILMS_PER_MINUTE"]) / int(env["CXR_INSTANCES"]) > int(re.search(r"--requests (\d+)", load_step)[1])
 
 
-def test_rollout_is_waited_for(stand_in, tmp_path):
+CLUSTER = """case "$*" in
+  *metadata.generation*) head -n 1 "{d}/says"; [ "$(wc -l < "{d}/says")" -lt 2 ] || sed -i 1d "{d}/says" ;;
+  *currentBackgroundAnalysisRunStatus*) cat "{d}/analysis" ;;
+  *"get analysisrun run-7"*) cat "{d}/run.json" ;;
+esac"""   # kubectl: the next phase that was told, the last of them for ever; the analysis beside it
+
+
+@pytest.fixture
+def canary(stand_in, tmp_path):
+    "rollout.sh on a stand-in for kubectl: `canary(do, *phases)` gives its exit status."
+    if shutil.which("jq") is None: pytest.skip("jq is not here")
+    env = stand_in(kubectl=CLUSTER.format(d=tmp_path)) | {"EVERY_S": "0", "WAIT_MINUTES": "4", "WATCH_MINUTES": "2"}
+    def ended(do, *said, analysis="Running", answered={"latency": 20, "failures": 20, "drift": 20}):
+        (tmp_path / "says").write_text("\n".join(said) + "\n"); (tmp_path / "analysis").write_text(f"{analysis} run-7" if analysis else "")
+        (tmp_path / "run.json").write_text(json.dumps({"spec": {"metrics": [{"name": n} for n in ("latency", "failures", "drift")]}, "status": {"metricResults": [{"name": n, "inconclusive": 25} | ({"successful": k} if k else {}) for n, k in answered.items()]}}))
+        ended.last = run(DEPLOY / "ci/rollout.sh", do, env=env); return ended.last.returncode
+    ended.patched = lambda: [c for c in stand_in.calls().splitlines() if " patch " in c]
+    return ended
+
+
+def test_rollout_is_waited_for(canary):
     "What the controller says of the specification before is no answer."
-    (tmp_path / "says").write_text("")
-    env = stand_in(kubectl=f'case "$*" in *jsonpath*) head -n 1 "{tmp_path}/says"; sed -i 1d "{tmp_path}/says" ;; esac') | {"EVERY_S": "0", "WAIT_MINUTES": "4", "WATCH_MINUTES": "2"}
-    def ended(do, *said):
-        (tmp_path / "says").write_text("\n".join(said) + "\n")
-        return run(DEPLOY / "ci/rollout.sh", do, env=env).returncode
-    assert ended("wait", "3 2 Healthy", "3 3 Progressing", "3 3 Paused") == 0
-    assert ended("wait", *["3 2 Healthy"] * 5) == 4, "nobody has looked at it"
-    assert ended("wait", "3 2 Degraded", "3 3 Degraded") == 4 and ended("wait", *[""] * 5) == 4
-    assert ended("finish", "3 3 Paused", "3 3 Progressing", "3 3 Healthy") == 0 and ended("finish", *["3 3 Paused"] * 5) == 4, "still paused is not done"
-    assert ended("watch", "3 3 Paused", "3 3 Paused") == 0 and ended("watch", "3 3 Paused", "3 3 Degraded") == 4
+    assert canary("wait", "3 2 Healthy", "3 3 Progressing", "3 3 Paused") == 0
+    assert canary("wait", "3 2 Healthy") == 4, "nobody has looked at it"
+    assert canary("wait", "3 2 Degraded", "3 3 Degraded") == 4 and canary("wait", "") == 4
+    assert canary("finish", "3 3 Paused", "3 3 Progressing", "3 3 Healthy") == 0 and canary("finish", "3 3 Paused") == 4, "still paused is not done"
+    assert canary("abort", "3 3 Paused") == 0 and '"abort": true' in canary.patched()[-1] and canary("nonsense", "") == 2
     give = "\n".join(s.get("run", "") for s in FLOWS["delivery.yml"]["jobs"]["production"]["steps"])
     assert give.index("promote") < give.index("rollout.sh finish") < give.index("upgrade production")
+
+
+def test_a_canary_that_was_not_judged_goes_back(canary):
+    "An analysis without a result leaves the Rollout paused, as a good one does."
+    assert canary("watch", "3 3 Paused") == 0 and canary("watch", "3 3 Paused", "3 3 Degraded") == 4
+    assert canary("watch", "3 3 Healthy", analysis="") == 0, "the same version again: there is no canary"
+    for ended in ("Inconclusive", "Failed", "Error"): assert canary("watch", "3 3 Paused", analysis=ended) == 4 and ended in canary.last.stderr
+    assert canary("watch", "3 3 Paused", analysis="") == 4 and "no analysis" in canary.last.stderr
+    assert canary("watch", "3 3 Paused", answered={"latency": 0, "failures": 0, "drift": 20}) == 4 and "no figure for latency, failures" in canary.last.stderr, "it read nothing for half an hour"
+    assert canary("watch", "3 3 Paused", answered={}) == 4
+    # and nothing that went wrong is promoted, nor what reads all films
+    assert canary("promote", "3 3 Degraded") == 4 and canary("promote", "3 3 Healthy") == 0 and not canary.patched()
+    assert canary("promote", "3 3 Paused") == 0 and '"promoteFull": true' in canary.patched()[-1]
 
 
 def test_release_installs_and_goes_back(stand_in, tmp_path):
@@ -320,6 +348,46 @@ def test_release_installs_and_goes_back(stand_in, tmp_path):
     assert all(k.split(".")[1] in values[k.split(".")[0]] for k in new)
 
 
+HELM = """case "$1 $2" in
+  "history cxr") echo "$HISTORY" ;;
+  "get values") echo "$VALUES_OF" | jq --arg n "$(echo "$*" | sed 's/.*--revision \\([0-9]*\\).*/\\1/')" '.[$n]' ;;
+  "get manifest") echo "kind: $KIND" ;;
+esac"""
+
+
+def test_going_back_finds_the_version_before(stand_in, tmp_path):
+    "Each delivery leaves two revisions of one version: a canary's and production's."
+    if shutil.which("jq") is None: pytest.skip("jq is not here")
+    stand_in(helm=HELM)
+    (tmp_path / "says").write_text("9 9 Paused\n9 9 Paused\n9 9 Healthy\n"); (tmp_path / "analysis").write_text("")
+    def back(*history, where="production", to=(), kind="Rollout"):
+        "History as (environment, version[, status]) from revision 1 on; the revision that Helm is told, 0 for none."
+        values = {str(n): {"environment": e, "vit": {"digest": f"sha256:{v}"}, "page": {"digest": f"sha256:{v if e == 'production' else 'old'}"}} for n, (e, v, *_) in enumerate(history, 1)}
+        told = [{"revision": n, "status": (h[2:] or ("superseded",))[0]} for n, h in enumerate(history, 1)]
+        if len(history[-1]) == 2: told[-1]["status"] = "deployed"
+        before = len(stand_in.calls().splitlines())
+        (tmp_path / "says").write_text("9 9 Paused\n9 9 Paused\n9 9 Healthy\n")
+        back.last = run(DEPLOY / "ci/release.sh", "rollback", where, *to, env=stand_in(kubectl=CLUSTER.format(d=tmp_path)) | {"HISTORY": json.dumps(told), "VALUES_OF": json.dumps(values), "KIND": kind, "EVERY_S": "0"})
+        back.calls = stand_in.calls().splitlines()[before:]
+        return next((int(c.split()[3]) for c in back.calls if c.startswith("helm rollback cxr ")), 0)
+    c, p = "canary", "production"
+    two = [(p, "a"), (c, "b"), (p, "b")]
+    assert back(*two) == 1, "not 2, which is the canary of what runs"
+    assert back.last.returncode == 0 and any("promoteFull" in k for k in back.calls), "an older manifest would go through the steps again, a canary's halt at its share"
+    assert back(*two, (c, "c")) == 3, "a canary is under way"
+    assert back(*two, (c, "c"), (p, "b"), (c, "d"), (p, "d")) == 5, "what a canary was taken back to is production's"
+    assert back(*two, (p, "c", "failed"), (c, "d"), (p, "d")) == 3, "a revision that never ran is none to go back to"
+    assert back((p, "z"), *two, (p, "a")) == 1, "who goes back twice goes further back, not forward"
+    assert back((p, "a"), (c, "b"), (p, "b"), (p, "a")) == 0 and back.last.returncode == 1 and "name a revision" in back.last.stderr
+    assert back(*two, to=("2",)) == 2 and any("promoteFull" in k for k in back.calls)
+    assert back(("staging", "a"), ("staging", "b"), where="staging", kind="Deployment") == 1 and "--namespace cxr-staging" in " ".join(back.calls) and not [k for k in back.calls if k.startswith("kubectl")]
+    assert back(*two, where="moon") == 0 and back.last.returncode == 2 and back(*two, to=("-1",)) == 0 and back.last.returncode == 2
+    step = FLOWS["rollback.yml"]["jobs"]["rollback"]["steps"][-1]["run"]
+    assert 'deploy/ci/release.sh rollback "$WHERE" "$REVISION"' in step and "helm rollback" not in step
+    assert FLOWS["rollback.yml"][True]["workflow_dispatch"]["inputs"]["revision"]["default"] == 0
+    assert int(re.search(r"--history-max (\d+)", (DEPLOY / "ci/release.sh").read_text())[1]) >= 40, "two revisions a delivery, and two a canary that went back"
+
+
 def test_gpu_memory_asks_for_one_more(stand_in):
     if shutil.which("jq") is None: pytest.skip("jq is not here")
     answer = lambda value: f"""echo '{{"data": {{"result": [{value}]}}}}'"""
@@ -342,3 +410,12 @@ def test_readme_installs_what_the_chart_has(rendered):
     for key in re.findall(r"`((?:gateway|page|network|training|secrets|service)\.[\w.]+)`", text):
         at = values
         for part in key.split("."): assert part in at, key; at = at[part]
+
+
+def test_the_guides_go_back_as_the_scripts_do():
+    for guide in (DEPLOY / "README.md", ROOT / "docs/operator.md"):
+        typed = re.findall(r"release\.sh rollback(?: (\w+))?(?: (\d+))?", guide.read_text())
+        assert {("production", ""), ("production", "12")} <= set(typed) and {w for w, _ in typed} <= {"production", "staging"}, guide.name
+        assert not re.search(r"^helm rollback", guide.read_text(), re.M), f"{guide.name}: the revision before is the canary of what runs"
+    words = run(DEPLOY / "ci/release.sh").stderr
+    assert "rollback production|staging [REVISION]" in words

@@ -3,6 +3,7 @@
 #   release.sh upgrade staging|canary|production [HELM'S OPTIONS]   REGISTRY; SIGNER, whose signature is asked for (nobody: none); HOST, the name that it answers to; VALUES, the hospital's own file, if any
 #   release.sh revision NAMESPACE                                   the revision that runs; 0 where there is none
 #   release.sh back NAMESPACE REVISION                              nothing is done where that revision still runs
+#   release.sh rollback production|staging [REVISION]               to the version that ran before this one, all films at once; or to that revision
 set -eu
 cd "$(dirname "$0")/../.."
 chart=deploy/helm/cxr-pred
@@ -22,6 +23,23 @@ signed() {
     done
 }
 revision() { { helm history cxr --namespace "$1" --output json 2> /dev/null || echo '[]'; } | jq -r "[.[] | select($2)] | last | .revision // 0"; }
+# whose values a revision has, and which version it is: its digests, or its tag where there are none
+of() {
+    values=$(helm get values cxr --namespace "$space" --revision "$1" --output json) || return 1
+    echo "$values" | jq -r '(.environment // "none") + " " + ([.image.tag, .vit.digest, .page.digest, .watch.digest, .llm.digest] | map(. // "") | join(","))'
+}
+# A delivery makes two revisions, canary and production, of one version: 'the one before' would change nothing. So: the newest version that this
+# environment had before it had the running one for the first time. Who goes back twice goes further back, not forward to what was left.
+earlier() {
+    running=$(of "$now"); found=0
+    for past in $(helm history cxr --namespace "$space" --output json | jq -r ".[] | select(.status == \"superseded\" and .revision < $now) | .revision"); do
+        version=$(of "$past")
+        [ "${version%% *}" = "$environment" ] || continue
+        [ "${version#* }" != "${running#* }" ] || break
+        found=$past
+    done
+    echo "$found"
+}
 case ${1:-} in
     upgrade)
         environment=$2; shift 2
@@ -35,7 +53,8 @@ case ${1:-} in
             *) echo "release.sh upgrade staging|canary|production" >&2; exit 2 ;;
         esac
         [ -z "${VALUES:-}" ] || set -- "$@" --values "$VALUES"
-        helm upgrade --install cxr $chart --namespace "$space" --timeout 10m "$@" \
+        # Helm remembers ten revisions by itself, which five deliveries use up
+        helm upgrade --install cxr $chart --namespace "$space" --history-max 50 --timeout 10m "$@" \
             --set "image.registry=$REGISTRY" --set "gateway.hostname=$HOST" --set "vit.digest=$(digest vit)" --set "watch.digest=$(digest watch)" \
             --set "page.digest=$page" --set "llm.digest=$llm" --set "training.digest=$(digest train)" ;;
     revision) revision "$2" '.status == "deployed"' ;;
@@ -44,5 +63,19 @@ case ${1:-} in
         if [ "$now" = "$3" ]; then echo "Revision $3 still runs: nothing to take back."
         elif [ "$3" = 0 ]; then echo "There was nothing before: no revision to go back to."
         else helm rollback cxr "$3" --namespace "$2" --wait --timeout 10m; fi ;;
-    *) sed -n '2,5s/^# *//p' "$0" >&2; exit 2 ;;
+    rollback)
+        environment=$2 to=${3:-0}
+        case $environment in production) space=cxr ;; staging) space=cxr-staging ;; *) echo "release.sh rollback production|staging [REVISION]" >&2; exit 2 ;; esac
+        case $to in *[!0-9]*) echo "A revision is a number, not $to." >&2; exit 2 ;; esac
+        now=$(revision "$space" '.status == "deployed"')
+        [ "$now" != 0 ] || { echo "Nothing runs in $space that could go back." >&2; exit 1; }
+        [ "$to" != 0 ] || to=$(earlier)
+        [ "$to" != 0 ] || { echo "Helm remembers no earlier version of $environment than revision $now: name a revision (helm history cxr --namespace $space)." >&2; exit 1; }
+        echo "From revision $now to $to: $(of "$to")"
+        helm rollback cxr "$to" --namespace "$space" --wait --timeout 10m
+        # Helm waits for no Rollout. One that is older than its window, or that was a canary, would halt at its share of the films
+        if helm get manifest cxr --namespace "$space" | grep -q '^kind: Rollout$'; then
+            for step in wait promote finish; do WAIT_MINUTES=${WAIT_MINUTES:-15} deploy/ci/rollout.sh "$step" "$space"; done
+        fi ;;
+    *) sed -n '2,6s/^# *//p' "$0" >&2; exit 2 ;;
 esac
