@@ -223,8 +223,61 @@ def test_every_make_has_its_python():
 
 
 def test_training_step_is_on_ray():
-    step = next(s for s in FLOWS["delivery.yml"]["jobs"]["train"]["steps"] if "ray job submit" in s.get("run", ""))["run"]
+    step = next(s for s in FLOWS["training.yml"]["jobs"]["train"]["steps"] if "ray job submit" in s.get("run", ""))["run"]
     assert {"launcher=ray", "strategy=ddp"} <= set(re.findall(r"-S \"\$of\.(\w+=\w+)\"", step)) and "of=profiles/clinical/params.yaml:train_vit\n" in step and step.index("-S ") < step.index("profiles/clinical/dvc.yaml")
+    # one environment for all of it, made before it is used, and by nothing that takes Ray out of it again
+    assert step.index("deploy/ray/environment.sh") < step.index(".venv-ray/bin/ray job") and not re.search(r"^\s*make |\.venv/", step, re.M)
+
+
+def test_ray_s_environment_is_made_once_and_has_ray(tmp_path):
+    shutil.copytree(DEPLOY / "docker/requirements", tmp_path / "deploy/docker/requirements"); (tmp_path / "deploy/ray").mkdir()
+    shutil.copy(DEPLOY / "ray/environment.sh", tmp_path / "deploy/ray")
+    for f in ("setup.py", "settings.ini"): shutil.copy(ROOT / f, tmp_path)
+    # -m venv makes a python that writes down what it is told
+    (tmp_path / "python").write_text(f'#!/bin/sh\nmkdir -p "$3/bin" && printf \'#!/bin/sh\\necho "$@" >> {tmp_path}/calls\\nexit ${{PIP_FAILS:-0}}\\n\' > "$3/bin/python" && chmod +x "$3/bin/python"\n'); (tmp_path / "python").chmod(0o755)
+    calls = lambda: (tmp_path / "calls").read_text().splitlines() if (tmp_path / "calls").exists() else []
+    make = lambda **env: run(tmp_path / "deploy/ray/environment.sh", env=os.environ | {"PYTHON": str(tmp_path / "python")} | env, cwd=tmp_path)
+    assert make(PIP_FAILS="1").returncode != 0 and not (tmp_path / ".venv-ray/.of").exists(), "half an environment is made again"
+    (tmp_path / "calls").unlink(); good(make())
+    locks = [re.search(r"--requirement (\S+)", c)[1] for c in calls() if "--requirement" in c]
+    assert len(calls()) == 4 and calls()[-1].endswith("--editable .") and all("--require-hashes" in c for c in calls()[:-1])
+    own = {p for l in locks for p in pins(tmp_path / l)}
+    assert {p.split("==")[0] for p in own} >= {"ray", "torch", "dvc", "lightning", "mlflow", "papermill"} and all(p in own for p in pins(DEPLOY / "docker/requirements/train-cuda.lock"))
+    good(make()); assert len(calls()) == 4, "nothing has changed"
+    (tmp_path / locks[1]).write_text((tmp_path / locks[1]).read_text() + "\n"); good(make()); assert len(calls()) == 8
+
+
+def test_a_model_is_delivered_by_a_merge_and_nothing_else():
+    "What a schedule trained and the next push packaged would else be two models, and the gate would compare with a third."
+    training, delivery = FLOWS["training.yml"], FLOWS["delivery.yml"]
+    assert set(delivery[True]) == {"push", "workflow_dispatch"} and "schedule" in training[True] and not {"package", "staging", "canary", "production"} & set(training["jobs"])
+    for flow in (delivery,): assert not [s for j in flow["jobs"].values() for s in j.get("steps", []) if "trained" in json.dumps(s)], "the bundle is the commit's"
+    offer = training["jobs"]["offer"]; said = [s.get("run", "") for s in offer["steps"]]
+    gate, push = (next(i for i, r in enumerate(said) if w in r) for w in ("deploy/ci/gate.sh", "git push"))
+    assert gate < push and offer["steps"][push]["if"] == "steps.gate.outputs.good == 'true'" and '"HEAD:refs/heads/$BRANCH"' in said[push] and offer["steps"][push]["env"]["BRANCH"].startswith("trained/")
+    assert offer["needs"] == "train" and [n for n, j in training["jobs"].items() if (j.get("permissions") or {}).get("contents") == "write"] == ["offer"]
+    assert "fetch-depth" in json.dumps(FLOWS["commit.yml"]["jobs"]["gate"]) and FLOWS["commit.yml"]["jobs"]["gate"]["if"] == "github.event_name == 'pull_request'"
+    measure = next(s["run"] for s in delivery["jobs"]["gate"]["steps"] if "gate.sh" in s.get("run", ""))
+    assert "--status success" in measure and "--branch main" in measure, "held against what was delivered, not against what was halted"
+
+
+def test_gate_of_a_commit_is_held_against_the_model_before(tmp_path):
+    (tmp_path / "deploy/ci").mkdir(parents=True)
+    for f in ("gate.sh", "gate.py"): shutil.copy(DEPLOY / "ci" / f, tmp_path / "deploy/ci")
+    git = lambda *a: good(run("git", "-c", "user.name=t", "-c", "user.email=t@localhost", *a, cwd=tmp_path)).strip()
+    def commit(gap, bundle=None):
+        for folder, value in (("runs/clinical/metrics", gap), ("models/release/metrics", gap if bundle is None else bundle)):
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+            (tmp_path / folder / "gates.json").write_text(json.dumps({"gates": [{"name": "gap by sex", "value": value, "threshold": 0.1, "wants": "at most", "passed": value <= 0.1, "action": "report"}]}))
+        git("add", "--all"); git("commit", "--quiet", "--message", "x"); return git("rev-parse", "HEAD")
+    gate = lambda *before: run(tmp_path / "deploy/ci/gate.sh", *before, cwd=tmp_path)
+    git("init", "--quiet")
+    first = commit(0.05); good(gate()); good(gate(first))
+    worse = commit(0.3); r = gate(first)
+    assert r.returncode == 3 and "gap by sex was 0.05, within its limit, and is 0.3" in r.stdout
+    commit(0.31); assert gate(first).returncode == 3 and gate(worse).returncode == 0
+    unknown = gate("0" * 40); assert unknown.returncode == 0 and "is not here" in unknown.stderr
+    commit(0.05, bundle=0.04); r = gate(first); assert r.returncode == 3 and "was not made by the run" in r.stderr
 
 
 def test_lint_finds_a_name_that_nobody_defined(tmp_path):
@@ -246,8 +299,7 @@ def test_gate_halts_where_a_group_fares_worse(tmp_path):
         r = judged(new, old)
         assert r.returncode == code and ("Halt: gap by sex was" in r.stdout) == (code == 3), (new, old, r.stdout)
     assert run(sys.executable, DEPLOY / "ci/gate.py", tmp_path / "new", tmp_path / "nowhere").returncode == 3
-    step = next(s for s in FLOWS["delivery.yml"]["jobs"]["gate"]["steps"] if "gate.py" in s.get("run", ""))["run"]
-    assert 'gate.py "$folder" runs/clinical/metrics' in step and (ROOT / "runs/clinical/metrics/gates.json").is_file()
+    good(run(DEPLOY / "ci/gate.sh"))   # of the commit that is here
 
 
 def test_load_test_counts_refusals(rendered):
@@ -336,8 +388,15 @@ def test_release_installs_and_goes_back(stand_in, tmp_path):
     assert unsaid.returncode == 2 and "SIGNER is not set" in unsaid.stderr and len(stand_in.calls().splitlines()) == n
     stand_in(cosign="")
     asked = release("upgrade", "production", SIGNER="https://github.com/o/r/.github/workflows/delivery.yml@refs/heads/main")
-    good(asked); calls = stand_in.calls().splitlines()[-1 - len(IMAGES):]
-    assert {re.search(r"r\.example/([\w-]+)@sha256:", c)[1] for c in calls[:-1]} == set(IMAGES) and all("verify --certificate-identity https://github.com/o/r/" in c for c in calls[:-1]) and calls[-1].startswith("helm upgrade")
+    good(asked); calls = stand_in.calls().splitlines()[-2 - len(IMAGES):]
+    assert {re.search(r"r\.example/([\w-]+)@sha256:", c)[1] for c in calls[:-2]} == set(IMAGES) and all("verify --certificate-identity https://github.com/o/r/" in c for c in calls[:-2]) and calls[-1].startswith("helm upgrade")
+    assert calls[-2].startswith("cosign verify-blob --certificate-identity https://github.com/o/r/") and calls[-2].endswith("--bundle package/bundle/manifest.sigstore.json models/release/manifest.json")
+    # the images are signed and the bundle is not
+    n, unsealed = len(stand_in.calls().splitlines()), run(project / "deploy/ci/release.sh", "upgrade", "production", env=stand_in(cosign='[ "$1" != verify-blob ]') | {"REGISTRY": "r.example", "HOST": "h.example", "SIGNER": "https://github.com/o/r/.github/workflows/delivery.yml@refs/heads/main"})
+    assert unsealed.returncode == 3 and "bundle is not installed" in unsealed.stderr and "helm" not in "".join(stand_in.calls().splitlines()[n:])
+    packed = FLOWS["delivery.yml"]["jobs"]["package"]["steps"]
+    sealing, = [s for s in packed if "sign-blob" in s.get("run", "")]
+    assert sealing["if"] == "matrix.image == 'vit'" and "--bundle package/bundle/manifest.sigstore.json models/release/manifest.json" in sealing["run"] and packed.index(sealing) < next(i for i, s in enumerate(packed) if "upload-artifact" in s.get("uses", "")), "once, and where release.sh looks"
     n, refused = len(stand_in.calls().splitlines()), run(project / "deploy/ci/release.sh", "upgrade", "production", env=stand_in(cosign="exit 1") | {"REGISTRY": "r.example", "HOST": "h.example", "SIGNER": "https://github.com/o/r/.github/workflows/delivery.yml@refs/heads/main"})
     assert refused.returncode == 3 and "is not signed by" in refused.stderr and "helm" not in "".join(stand_in.calls().splitlines()[n:])
     assert FLOWS["delivery.yml"]["env"]["SIGNER"] == "https://github.com/${{ github.workflow_ref }}"

@@ -671,14 +671,14 @@ def test_workflows():
 
 def test_delivery_has_the_designs_steps_and_gates():
     jobs = yaml.safe_load((ROOT / ".github/workflows/delivery.yml").read_text())["jobs"]
-    assert list(jobs) == ["commit", "train", "gate", "package", "staging", "canary", "production"]
+    assert list(jobs) == ["commit", "gate", "package", "staging", "canary", "production"]
     environment = {n: e["name"] if isinstance(e, dict) else e for n, j in jobs.items() if (e := j.get("environment"))}
-    assert environment == {"train": "training", "staging": "staging", "canary": "canary", "production": "production"}
+    assert environment == {"staging": "staging", "canary": "canary", "production": "production"}
     order = {n: {j["needs"]} if isinstance(j.get("needs"), str) else set(j.get("needs", [])) for n, j in jobs.items()}
-    assert order["gate"] >= {"commit", "train"} and "gate" in order["package"] and order["staging"] == {"package"} and order["canary"] == {"staging"} and order["production"] == {"canary"}
-    for name in ("package", "staging", "canary", "production"): assert f"needs.{list(order[name] - {'train'})[0]}.result == 'success'" in jobs[name]["if"], "a failed step has to stop the next"
+    assert order == {"commit": set(), "gate": {"commit"}, "package": {"gate"}, "staging": {"package"}, "canary": {"staging"}, "production": {"canary"}}
+    assert not [n for n, j in jobs.items() if "if" in j], "a failed step has to stop the next, and a condition of its own could go on"
     said = {n: "\n".join(s.get("run", "") for s in j.get("steps", [])) for n, j in jobs.items()}
-    assert "gate.py" in said["gate"] and "load.py" in said["staging"] and "release.sh back" in said["staging"] and "gpu_memory.sh" in said["staging"] and "rollout.sh abort" in said["canary"] + said["production"]
+    assert "gate.sh" in said["gate"] and "load.py" in said["staging"] and "release.sh back" in said["staging"] and "gpu_memory.sh" in said["staging"] and "rollout.sh abort" in said["canary"] + said["production"]
     assert {"vit", "page", "llm-cuda", "train"} <= {i["image"] for i in jobs["package"]["strategy"]["matrix"]["include"]}
     built = {(i["file"], i["target"]) for i in jobs["package"]["strategy"]["matrix"]["include"]}
     for file, target in built: assert not target or re.search(rf"^FROM \S+ AS {target}$", (DEPLOY / f"docker/{file}.Dockerfile").read_text(), re.M), (file, target)
@@ -717,7 +717,7 @@ def test_shell():
 
 def test_training_begins_when_the_leases_do():
     tests = (DEPLOY / "terraform/plan/tests/figures.tftest.hcl").read_text()
-    cron, = yaml.safe_load((ROOT / ".github/workflows/delivery.yml").read_text())[True]["schedule"]
+    cron, = yaml.safe_load((ROOT / ".github/workflows/training.yml").read_text())[True]["schedule"]
     assert f'output.schedule.up == "{cron["cron"]}"' in tests
 
 

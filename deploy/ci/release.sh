@@ -13,7 +13,7 @@ kept() { helm get values cxr --namespace "$space" --output json 2> /dev/null | j
 # nothing is installed that this delivery did not sign: SIGNER is the identity of its runs. Who asks for no signature has to say so
 signed() {
     [ -n "${SIGNER:-}" ] || { echo "SIGNER is not set: whose signature do the images have to carry? SIGNER=nobody installs them unasked." >&2; exit 2; }
-    [ "$SIGNER" != nobody ] || { echo "SIGNER=nobody: who signed the images was not asked." >&2; return 0; }
+    [ "$SIGNER" != nobody ] || { echo "SIGNER=nobody: who signed images and bundle was not asked." >&2; return 0; }
     for file in package/*/digest; do
         image=$REGISTRY/$(basename "$(dirname "$file")")@$(cat "$file")
         cosign verify --certificate-identity "$SIGNER" --certificate-oidc-issuer https://token.actions.githubusercontent.com "$image" > /dev/null || {
@@ -21,6 +21,12 @@ signed() {
             exit 3
         }
     done
+    # the bundle in the images is this commit's; its manifest names every file with its hash
+    cosign verify-blob --certificate-identity "$SIGNER" --certificate-oidc-issuer https://token.actions.githubusercontent.com \
+        --bundle package/bundle/manifest.sigstore.json models/release/manifest.json > /dev/null || {
+        echo "models/release/manifest.json is not signed by $SIGNER: its bundle is not installed." >&2
+        exit 3
+    }
 }
 revision() { { helm history cxr --namespace "$1" --output json 2> /dev/null || echo '[]'; } | jq -r "[.[] | select($2)] | last | .revision // 0"; }
 # whose values a revision has, and which version it is: its digests, or its tag where there are none
