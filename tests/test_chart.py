@@ -450,10 +450,13 @@ def test_going_back_finds_the_version_before(stand_in, tmp_path):
 def test_gpu_memory_asks_for_one_more(stand_in):
     if shutil.which("jq") is None: pytest.skip("jq is not here")
     answer = lambda value: f"""echo '{{"data": {{"result": [{value}]}}}}'"""
-    ask = lambda value: good(run(DEPLOY / "ci/gpu_memory.sh", "http://p:9090", "cxr-staging", env=stand_in(curl=answer(value), kubectl="case \"$*\" in *jsonpath*) printf 2 ;; esac")))
-    assert "nothing to judge" in ask("") and "kubectl" not in stand_in.calls()
-    ask('{"value": [0, "79.9"]}'); assert "patch" not in stand_in.calls()
-    ask('{"value": [0, "80.1"]}'); assert '{"spec": {"minReplicaCount": 3}}' in stand_in.calls()
+    def ask(value, least="2", most="4", curl=None): return run(DEPLOY / "ci/gpu_memory.sh", "http://p:9090", "cxr-staging", env=stand_in(curl=curl or answer(value), kubectl=f"case \"$*\" in *minReplica*patch*) ;; *spec.minReplicaCount*) printf '{least}' ;; *spec.maxReplicaCount*) printf '{most}' ;; esac"))
+    assert "not measured" in good(ask("")) and "kubectl" not in stand_in.calls()
+    assert ask("", curl="exit 7").returncode == 7, "a Prometheus that is gone measures nothing, and passes nothing"
+    good(ask('{"value": [0, "79.9"]}')); assert "patch" not in stand_in.calls()
+    for least in ("4", "5"): full = ask('{"value": [0, "80.1"]}', least); assert full.returncode == 4 and "no room for one more" in full.stderr and "patch" not in stand_in.calls()
+    good(ask('{"value": [0, "80.1"]}', "3")); assert '{"spec": {"minReplicaCount": 4}}' in stand_in.calls()
+    good(ask('{"value": [0, "95"]}', "", "")); assert '{"spec": {"minReplicaCount": 1}}' in stand_in.calls()
 
 
 # ---- what is written about it

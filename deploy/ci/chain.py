@@ -89,9 +89,9 @@ class Chain:
         return f"{new.version}: {told(found)}"
 
     def memory(self) -> str:
-        if not shutil.which("nvidia-smi"): return "no GPU here: nothing to judge"
+        if not shutil.which("nvidia-smi"): return "not measured: no GPU here"
         r = subprocess.run(["nvidia-smi", "--query-gpu=memory.used,memory.total", "--format=csv,noheader,nounits"], capture_output=True, text=True)
-        if r.returncode: return "no GPU reports its memory: nothing to judge"
+        if r.returncode: return "not measured: no GPU reports its memory"
         most = max(100 * float(used) / float(of) for used, of in (l.split(",") for l in r.stdout.splitlines() if l.strip()))
         return f"{most:.0f} % of a GPU's memory" + (": scale up, one more replica of the language service (ci/gpu_memory.sh asks a cluster for it)" if most >= 80 else "")
 
