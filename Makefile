@@ -45,7 +45,7 @@ $(STAMP): requirements.lock settings.ini setup.py
 	test -n "$$p" || { echo "Python 3.11 is needed, the packages of requirements.lock are those for it; found: $$(python3 --version 2>&1). As root: apt-get install python3.11 python3.11-venv (on Debian 12: python3 python3-venv)"; exit 1; }; \
 	test -x $(BIN)/pip || "$$p" -m venv .venv || { echo "Python's venv is missing. As root: apt-get install python3.11-venv (on Debian 12: python3-venv)"; exit 1; }
 	@$(BIN)/python -c '$(IS_3_11)' || { echo "The environment in .venv is not of Python 3.11. Delete it (rm -r .venv) and run the same command again."; exit 1; }
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv || { echo "pip could not fetch uv. Check the network, or set PIP_INDEX_URL to a mirror; then run the same command again."; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: --requirement requirements.uv.lock || { echo "pip could not fetch uv. Check the network, or set PIP_INDEX_URL to a mirror; then run the same command again."; exit 1; }
 	@$(BIN)/uv pip sync --python $(BIN)/python requirements.lock || { echo "The packages could not be installed. Check the network (UV_INDEX_URL for a mirror) and the disk (7 GB); then run the same command again, it goes on where it stopped."; exit 1; }
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e . || { echo "The project itself could not be installed; is setup.py or settings.ini damaged? git status shows it."; exit 1; }
 	@touch $@

@@ -315,12 +315,23 @@ def composed() -> dict:
     return json.loads(good(r))
 
 
+# a version of three parts, MinIO's day and second, PostgreSQL's two parts (that is all it has)
+FIXED = r"\S+:(?:v?\d+\.\d+\.\d+|RELEASE\.[\dT-]+Z)(?:-[\w.-]+)?|postgres:\d+\.\d+-\w+"
+
+
+def test_a_version_that_moves_is_none():
+    for image in ("haproxy:3.2-alpine", "haproxy:3-alpine", "grafana/grafana:latest", "prom/prometheus:v3.5", "postgres:17-bookworm", "minio/minio:RELEASE.latest", "grafana/grafana"): assert not re.fullmatch(FIXED, image), image
+    for image in ("haproxy:3.2.22-alpine", "quay.io/minio/mc:RELEASE.2025-08-13T08-35-41Z", "postgres:17.6-bookworm", "nvcr.io/nvidia/k8s/dcgm-exporter:4.4.2-4.7.1-ubuntu22.04"): assert re.fullmatch(FIXED, image), image
+    for f in (DEPLOY / "compose").glob("compose*.yaml"):   # the variants too, which are not composed here
+        for image in re.findall(r"^ +image: (?!\$)(\S+)$", f.read_text(), re.M): assert re.fullmatch(FIXED, image), (f.name, image)
+
+
 def test_compose(composed):
     services = composed["services"]
     assert {"haproxy", "vit", "vit-canary", "page", "llm", "cxr-watch", "postgres", "minio", "mlflow", "orthanc", "prometheus", "alertmanager", "grafana", "elasticsearch", "kibana", "filebeat", "ray-head", "ray-worker", "jupyter", "airflow"} <= set(services)
     assert services["ray-worker"]["deploy"]["replicas"] == 2
     for name, s in services.items():
-        assert re.search(r":[\w.-]*\d[\w.-]*$", s["image"]) and not s["image"].endswith(":latest"), f"{name}: no fixed version"
+        assert re.fullmatch(FIXED, s["image"]), f"{name}: {s['image']} moves within its version"
         assert "no-new-privileges:true" in s["security_opt"] and not s.get("privileged"), name
         assert name == "postgres" or s["cap_drop"] == ["ALL"], name
         assert {v["source"] for v in s.get("volumes", []) if v["type"] == "bind"} <= {"/var/lib/docker/containers"} | {v["source"] for v in s.get("volumes", []) if not v["source"].startswith("/")}, name
@@ -747,6 +758,10 @@ def test_checkers_are_pinned():
     assert asked <= {p.split("==")[0] for p in own} and all(own.values())
     package, lock = json.loads((DEPLOY / "checks/package.json").read_text()), json.loads((DEPLOY / "checks/package-lock.json").read_text())
     assert lock["packages"][""]["dependencies"] == package["dependencies"] and all(re.match(r"\d", v) for v in package["dependencies"].values())
+    # what sets up the rest: one version, by its hash
+    assert re.fullmatch(r"uv==\d+\.\d+\.\d+", one := next(iter(pins(ROOT / "requirements.uv.lock")))) and pins(ROOT / "requirements.uv.lock")[one]
+    installs = re.findall(r"pip install (?!.*--no-deps)[^|\n]*", (ROOT / "Makefile").read_text())
+    assert installs and all("--require-hashes" in i and "--requirement requirements.uv.lock" in i for i in installs), installs
     assert all("resolved" not in p for p in lock["packages"].values()) and all("integrity" in p for n, p in lock["packages"].items() if n)
 
 
