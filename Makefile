@@ -12,11 +12,11 @@ STAMP := .venv/.set-up
 IS_3_11 := import sys; sys.exit(sys.version_info[:2] != (3, 11))
 PIPELINE := $(if $(filter sample,$(PROFILE)),dvc.yaml,profiles/$(PROFILE)/dvc.yaml)
 
-.PHONY: help setup run test test-all app lab release release-words browser readme test-deps deploy-checks airflow-checks deploy-locks ci simulate month space lock docs stack
+.PHONY: help setup run test tools test-all app lab release release-words browser readme test-deps deploy-checks airflow-checks deploy-locks ci simulate month space lock docs stack
 
 help:
 	@echo "make run        set up, run the pipeline, explain one film (PROFILE=sample, or PROFILE=clinical DATA=folder)"
-	@echo "make test       set up, then run all tests but the slow ones"
+	@echo "make test       set up, the checkers of deploy/ too (where they can be had), then run all tests but the slow ones"
 	@echo "make test-all   the slow ones too (Ray: CXR_RAY_PYTHON=python of an environment that has it)"
 	@echo "make app        set up, then the page and REST on http://127.0.0.1:$(PORT)/ (PORT=)"
 	@echo "make lab        set up, then the notebooks in JupyterLab"
@@ -57,10 +57,10 @@ run: setup
 	@$(ENV) cxr-pred show --profile $(PROFILE)
 
 # two files of tests at a time: most of a test is waiting for a process to start
-test: setup
+test: setup tools
 	@$(ENV) OMP_NUM_THREADS=1 python -m pytest -q -rs -n $(WORKERS) --dist loadfile --no-loadscope-reorder --timeout=1200 tests
 
-test-all: setup
+test-all: setup tools
 	@$(ENV) CXR_SLOW=1 python -m pytest -q -rs --timeout=2400 tests
 
 app: setup
@@ -108,6 +108,10 @@ test-deps:
 	apt-get update -q && apt-get install -y -q --no-install-recommends chromium prometheus prometheus-alertmanager haproxy dcmtk dicom3tools orthanc orthanc-dicomweb rsyslog rsyslog-elasticsearch nftables iproute2
 	@$(MAKE) --no-print-directory deploy-checks
 	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(RUNTIME); else echo "There is no npm: the test of the page in the browser is left out."; fi
+
+# the checkers of deploy/ belong to the tests, but a machine that cannot have them is no reason not to run the rest
+tools: setup
+	@$(MAKE) --no-print-directory deploy-checks || echo "Not all checkers could be installed. Left out are tests of deploy/ and .github/ whose checker is not there: hadolint, shellcheck, actionlint, zizmor, Helm, kubernetes-validate, Terraform, Ansible, docker compose, checkov, cyclonedx-py, npm's schemas. The others run; 'make deploy-checks' tries again."
 
 CHECKS := .venv-deploy/.set-up
 deploy-checks: $(CHECKS)

@@ -1,6 +1,5 @@
 "Every file under deploy/ and .github/ as its own tool reads it, and every name in them as the product has it."
-import configparser, contextlib, csv, http.server, json, os, re, shutil, socket, ssl, subprocess, sys, threading, time, urllib.request
-from fnmatch import fnmatch
+import ast, configparser, contextlib, csv, http.server, importlib, json, os, re, shutil, socket, ssl, subprocess, sys, threading, time, urllib.request
 from pathlib import Path
 
 import pytest
@@ -14,25 +13,34 @@ CHART = DEPLOY / "helm" / "cxr-pred"
 ENVIRONMENTS = {e: [CHART / f"values-{e}.yaml"] for e in ("development", "staging", "production")} | {"canary": [CHART / "values-production.yaml", CHART / "values-canary.yaml"]}
 DIGESTS = {"vit": {"digest": "sha256:" + "a" * 64}, "llm": {"digest": "sha256:" + "b" * 64}, "watch": {"digest": "sha256:" + "c" * 64}, "page": {"digest": "sha256:" + "d" * 64}, "training": {"digest": "sha256:" + "e" * 64}}
 
-# which test reads which files; `test_every_file_has_a_check` fails for one that none does
+# which test reads which files, by the file's tests/ name where it is not here; `test_every_file_has_a_check` fails for one that none does.
+# * stays within a folder, ** does not
 CHECKED = {
     "test_dockerfiles": ["deploy/docker/*.Dockerfile"], "test_dockerignore_keeps_data_out": ["deploy/docker/*.dockerignore"],
     "test_locks_are_the_lock": ["deploy/docker/requirements/*.lock", "deploy/docker/requirements/*.in"],
-    "test_shell": ["deploy/**.sh"], "test_python_parts": ["deploy/checks/*.py", "deploy/ci/*.py"],
-    "test_custom_resources": ["deploy/checks/crds.mjs"], "test_checkers_are_pinned": ["deploy/checks/requirements.*", "deploy/checks/package*.json", "deploy/checks/.npmrc"], "test_static_analysis": ["deploy/checks/checkov.yaml"],
+    "test_shell": ["deploy/**/*.sh"], "test_python_parts": ["deploy/checks/*.py", "deploy/ci/*.py"],
+    "test_custom_resources": ["deploy/checks/crds.mjs"], "test_checkers_are_pinned": ["deploy/checks/requirements.*", "deploy/checks/package*.json"], "test_npm_asks_no_registry_of_its_own": ["deploy/*/.npmrc"],
+    "test_static_analysis": ["deploy/checks/checkov.yaml"],
     "test_compose": ["deploy/compose/compose.yaml", "deploy/compose/.env.example"], "test_runtime_of_jobs": ["deploy/compose/jupyter/runtime.json", "deploy/ray/runtime_env.yaml"],
     "test_orthanc": ["deploy/compose/orthanc/orthanc.json"], "test_haproxy_shares_traffic": ["deploy/haproxy/haproxy.cfg"],
-    "test_space": ["deploy/space/**"],
-    "test_prometheus": ["deploy/prometheus/**.yml", "deploy/compose/prometheus/prometheus.yml"], "test_alertmanager": ["deploy/alertmanager/alertmanager.yml"],
-    "test_grafana": ["deploy/grafana/provisioning/**.yml"], "test_filebeat": ["deploy/compose/filebeat/filebeat.yml"],
-    "test_chart": ["deploy/helm/cxr-pred/**"], "test_terraform": ["deploy/terraform/**.tf", "deploy/terraform/**.tftest.hcl", "deploy/terraform/*.example"],
-    "test_ansible": ["deploy/ansible/**"], "test_workflows": [".github/**.yml", ".github/**.yaml"], "test_readme": ["deploy/README.md", "deploy/ray/README.md"],
-    "tests/test_browser_build.py": ["deploy/browser/**"],
+    "test_space": ["deploy/space/README.md", "deploy/space/app.py", "deploy/space/build.sh"],
+    "test_prometheus": ["deploy/prometheus/rules/cxr.yml", "deploy/prometheus/rules/tests/*.yml", "deploy/compose/prometheus/prometheus.yml"], "test_alertmanager": ["deploy/alertmanager/alertmanager.yml"],
+    "test_grafana": ["deploy/grafana/provisioning/*/*.yml"], "test_filebeat": ["deploy/compose/filebeat/filebeat.yml", "deploy/elk/filebeat.yml"],
+    "test_chart": ["deploy/helm/cxr-pred/Chart.yaml", "deploy/helm/cxr-pred/.helmignore", "deploy/helm/cxr-pred/templates/*.yaml", "deploy/helm/cxr-pred/templates/_names.tpl", "deploy/helm/cxr-pred/templates/NOTES.txt", "deploy/helm/cxr-pred/values.yaml"],
+    "test_environments_are_the_designs": ["deploy/helm/cxr-pred/values-*.yaml", "deploy/helm/cxr-pred/files/rules.yml"], "test_chart_refuses_what_makes_no_sense": ["deploy/helm/cxr-pred/values.schema.json"],
+    "test_terraform": ["deploy/terraform/plan/*.tf", "deploy/terraform/plan/tests/*.tftest.hcl"], "test_terraform_clouds_pass_the_same_figures": ["deploy/terraform/openstack/*.tf", "deploy/terraform/aws/*.tf", "deploy/terraform/terraform.tfvars.example"],
+    "test_ansible": ["deploy/ansible/ansible.cfg", "deploy/ansible/inventory.example.yml", "deploy/ansible/site.yml", *(f"deploy/ansible/roles/*/{part}/main.yml" for part in ("defaults", "handlers", "meta", "tasks"))],
+    "test_provision.py::test_every_template_can_be_filled_in": ["deploy/ansible/roles/*/templates/*.j2"],
+    "test_workflows": [".github/workflows/*.yml", ".github/*.yaml"], "test_readme": ["deploy/README.md", "deploy/ray/README.md"], "test_docs.py::test_what_is_typed_is_there": ["deploy/elk/README.md", "deploy/browser/README.md"],
+    "test_browser_build.py::test_the_page": ["deploy/browser/page/*"], "test_browser_build.py::test_the_runtime_is_pinned_and_no_registry_is_named": ["deploy/browser/package*.json"],
+    "test_rollout.py::test_the_limits_are_the_same_everywhere": ["deploy/rollout.yaml"], "test_monitoring.py::test_the_dashboards_are_those_of_the_notebook": ["deploy/grafana/dashboards/*.json"],
+    "test_logs.py::test_rsyslog_carries_every_line_even_if_the_index_is_away": ["deploy/elk/rsyslog.conf"], "test_logs.py::test_the_template_knows_every_field_that_is_written": ["deploy/elk/index-template.json", "deploy/elk/ilm-policy.json"],
+    "test_chart.py::test_lint_finds_a_name_that_nobody_defined": ["deploy/checks/ruff.toml"],
+    "test_schedules.py::test_the_files_parse_and_name_commands_that_there_are": ["deploy/airflow/dags/*.py"], "test_schedules.py::test_the_versions_agree": ["deploy/airflow/requirements.in", "deploy/airflow/requirements.lock"],
+    "test_compose.py::test_a_film_of_a_scanner_goes_on_to_the_page": ["deploy/stack/forward.lua"],
+    "test_compose.py::test_a_gpu_is_reserved_where_one_is_asked_for": ["deploy/compose/compose.gpu.yaml"], "test_compose.py::test_who_has_a_way_out": ["deploy/compose/compose.outside.yaml"], "test_compose.py::test_a_rollout_has_a_home": ["deploy/compose/compose.rollout.yaml", "deploy/compose/prometheus/rollout/rollout.yml"],
+    "test_compose.py::test_the_example_names_settings_that_there_are": ["deploy/compose/reader.env.example"], "test_compose.py::test_every_alarm_can_ring": ["deploy/compose/prometheus/gpu/gpu.yml"],
 }
-# what other rooms put here, with tests of their own
-ELSEWHERE = {"tests/test_rollout.py": ["deploy/rollout.yaml"], "tests/test_monitoring.py": ["deploy/grafana/dashboards/**"], "tests/test_logs.py": ["deploy/elk/**"],
-             "tests/test_chart.py": ["deploy/checks/ruff.toml"], "tests/test_schedules.py": ["deploy/airflow/**"], "tests/test_stack.py": ["deploy/stack/**"],
-             "tests/test_compose.py": ["deploy/compose/compose.*.yaml", "deploy/compose/reader.env.example", "deploy/compose/prometheus/gpu/*.yml", "deploy/compose/prometheus/rollout/*.yml"]}
 
 
 def run(*args, **more) -> subprocess.CompletedProcess: return subprocess.run(list(map(str, args)), capture_output=True, text=True, timeout=500, **({"cwd": ROOT} | more))
@@ -59,15 +67,32 @@ def good(r: subprocess.CompletedProcess) -> str:
 def files() -> list[str]: return good(run("git", "ls-files", "--cached", "--others", "--exclude-standard", "deploy", ".github")).split()
 
 
-def matches(path: str, pattern: str) -> bool: return fnmatch(path, pattern.replace("**", "*"))
+def matches(path: str, pattern: str) -> bool: return re.fullmatch(re.escape(pattern).replace(r"\*\*/", "(?:.*/)?").replace(r"\*", "[^/]*"), path) is not None
 
 
 def test_every_file_has_a_check():
-    patterns, here = [p for ps in CHECKED.values() for p in ps], Path(__file__).read_text()
-    others = [p for t, ps in ELSEWHERE.items() if (ROOT / t).is_file() for p in ps]
-    assert not [f for f in files() if not any(matches(f, p) for p in patterns + others)], "add them to CHECKED, with a test that reads them"
+    "A file that somebody adds needs a test that reads it, and one that `make test` runs."
+    from conftest import LONG
+    here = lambda name: (Path(__file__).parent / name.split("::")[0], name.split("::")[1]) if "::" in name else (Path(__file__), name)
+    patterns = [p for ps in CHECKED.values() for p in ps]
+    assert not [f for f in files() if not any(matches(f, p) for p in patterns)], "add them to CHECKED, with a test that reads them"
     assert not [p for p in patterns if not any(matches(f, p) for f in files())], "these patterns match nothing any more"
-    assert not [t for t in CHECKED if not (f"def {t}(" in here or (ROOT / t).is_file())]
+    for name in CHECKED:
+        file, test = here(name)
+        found = [n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.FunctionDef) and n.name == test]
+        assert len(found) == 1, f"there is no {name}"
+        how = " ".join(ast.unparse(d) for d in found[0].decorator_list)
+        assert test not in LONG and not re.search(r"\bslow\b|CXR_SLOW", how), f"{name} is left out of `make test`"
+
+
+def test_a_pattern_stays_in_its_folder():
+    for path, pattern, hit in (("deploy/a/b.yml", "deploy/*.yml", False), ("deploy/b.yml", "deploy/*.yml", True), ("deploy/a/b.sh", "deploy/**/*.sh", True), ("deploy/b.sh", "deploy/**/*.sh", True), ("deploy/a/bXsh", "deploy/**/*.sh", False)): assert matches(path, pattern) is hit, (path, pattern)
+
+
+def test_npm_asks_no_registry_of_its_own():
+    found = sorted(DEPLOY.glob("*/.npmrc"))
+    assert len(found) == 2
+    for f in found: assert {"ignore-scripts=true", "omit-lockfile-registry-resolved=true"} <= set(f.read_text().split()) and "registry=" not in f.read_text().replace("lockfile-registry", "") and "_auth" not in f.read_text(), f
 
 
 # ---- names that the product has
@@ -500,6 +525,11 @@ def test_filebeat(composed):
     assert conf["output.elasticsearch"]["hosts"] == ["http://elasticsearch:9200"] and conf["output.elasticsearch"]["password"] == "${FILEBEAT_PASSWORD}"
     mounted = [v["target"] for v in composed["services"]["filebeat"]["volumes"]]
     assert all(any(p.startswith(m) for m in mounted) for i in conf["filebeat.inputs"] for p in i["paths"])
+    # that for a server without Compose: the same lines, to the index that deploy/elk's template is for, by its own policy, password from outside
+    alone = yaml.safe_load((DEPLOY / "elk/filebeat.yml").read_text())
+    template = json.loads((DEPLOY / "elk/index-template.json").read_text())
+    assert alone["output.elasticsearch"]["index"] == template["template"]["settings"]["index.lifecycle.rollover_alias"] and alone["output.elasticsearch"]["password"] == "${ELASTICSEARCH_PASSWORD}"
+    assert not alone["setup.ilm.enabled"] and not alone["setup.template.enabled"] and [set(p) for i in alone["filebeat.inputs"] for p in i["parsers"]] == [{"ndjson"}] and alone["output.elasticsearch"]["hosts"] == ["${ELASTICSEARCH_URL:https://127.0.0.1:9200}"]
 
 
 # ---- a cluster
@@ -765,6 +795,24 @@ def test_checkers_are_pinned():
     assert all("resolved" not in p for p in lock["packages"].values()) and all("integrity" in p for n, p in lock["packages"].items() if n)
 
 
+@pytest.mark.parametrize("target", ["test", "test-all"])
+def test_tests_bring_their_checkers_and_run_without_them(tmp_path, target):
+    "The Makefile in an empty folder, with an environment of stand-ins: uv installs the checkers, or cannot."
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for f in ("requirements.lock", "settings.ini", "setup.py", "deploy/checks/requirements.lock", "deploy/checks/package-lock.json"): (tmp_path / f).parent.mkdir(parents=True, exist_ok=True); (tmp_path / f).write_text("")
+    stand_in = lambda name, says: ((tmp_path / ".venv/bin").mkdir(parents=True, exist_ok=True), (tmp_path / ".venv/bin" / name).write_text(f'#!/bin/sh\necho "{name} $*" >> "{tmp_path}/calls"\n{says}\n'), (tmp_path / ".venv/bin" / name).chmod(0o755))
+    stand_in("python", ""); stand_in("npm", ""); (tmp_path / ".venv/.set-up").write_text("")
+    def made(uv: str) -> tuple[str, list[str]]:
+        stand_in("uv", uv); (tmp_path / "calls").write_text("")
+        said = good(run("make", target, cwd=tmp_path, env={k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL")} | {"PATH": f"{tmp_path / '.venv/bin'}:{os.environ['PATH']}"}))
+        return said, (tmp_path / "calls").read_text().splitlines()
+    said, calls = made("exit 1")
+    assert "Left out are tests of deploy/" in said and "make deploy-checks" in said and "-m pytest" in calls[-1] and not (tmp_path / ".venv-deploy/.set-up").exists()
+    said, calls = made('[ "$1" != venv ] || mkdir -p .venv-deploy/bin; [ "$1" != pip ] || touch .venv-deploy/.set-up')
+    assert "Left out" not in said and [c for c in calls if "deploy/checks/requirements.lock" in c] and "-m pytest" in calls[-1]
+    assert made("exit 1")[1] == [calls[-1]], "they are there: nothing is installed again"
+
+
 def test_readme():
     text = (DEPLOY / "README.md").read_text()
     for path in re.findall(r"\]\(([^)#:]+)\)", text): assert (DEPLOY / path).exists(), path
@@ -787,6 +835,8 @@ def test_space(space, tmp_path):
     front = yaml.safe_load((space / "README.md").read_text().split("---")[1])
     own = {p.split("==")[0]: p.split("==")[1] for p in pins(space / "requirements.txt")}
     assert front["sdk_version"] == own["gradio"] and front["python_version"] == "3.11" and front["app_file"] == "app.py" and "torch" not in own
+    imported = {m: set(n.replace(" ", "").split(",")) for m, n in re.findall(r"^from (cxr_pred[\w.]+) import ([\w, ]+)", (space / "app.py").read_text(), re.M)}
+    assert imported and not [n for m, names in imported.items() for n in names if not hasattr(importlib.import_module(m), n)], "app.py is started in the long test only"
     assert "not a medical device" in (space / "README.md").read_text() and len(front["short_description"]) <= 60
     there = {p.relative_to(space).as_posix() for p in space.rglob("*.py")} - {"app.py"}
     assert there == {p.relative_to(ROOT).as_posix() for p in (ROOT / "cxr_pred").rglob("*.py")} and (space / "bundle/manifest.json").is_file()

@@ -292,6 +292,18 @@ def test_readers_on_several_machines_get_the_same_films(rendered, tmp_path):  # 
     assert f"all_squash,anonuid={user},anongid={user}" in template("share", "exports.j2") and INVENTORY["vars"]["base_private_cidr"] in template("share", "exports.j2")
 
 
+def test_every_template_can_be_filled_in(tmp_path):
+    "With the roles' defaults and the example's inventory, no name left open; and that those which only the long test starts say what they are for."
+    (tmp_path / "password").write_text("word")
+    words = {p.relative_to(ROLES).as_posix(): template(p.parts[-3], p.name, group_names=["workers"], k3s_role="agent", base_logs_password_file=str(tmp_path / "password"), base_logs_ca_file="") for p in sorted(ROLES.glob("*/templates/*.j2"))}
+    assert len(words) >= 10 and all(t.strip() and "{{" not in t and "{%" not in t for t in words.values())
+    assert {"PasswordAuthentication no", "KbdInteractiveAuthentication no", "PermitRootLogin no"} <= set(words["base/templates/sshd.conf.j2"].splitlines())
+    assert [l.split()[1] for l in words["base/templates/chrony.sources.j2"].splitlines()] == defaults()["base_ntp_servers"]
+    assert "ExecStart=/usr/local/bin/k3s agent" in words["k3s/templates/k3s.service.j2"] and INVENTORY["vars"]["base_private_cidr"] in words["share/templates/exports.j2"]
+    used = "".join(p.read_text() for p in ROLES.glob("*/tasks/main.yml"))
+    assert not [p for p in words if p.split("/")[-1] not in used], "a template that no task puts anywhere"
+
+
 def test_a_disk_with_something_on_it_is_left_alone():
     tasks = yaml.safe_load((ROLES / "share/tasks/main.yml").read_text())
     names = [t["name"] for t in tasks]
