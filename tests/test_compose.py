@@ -448,6 +448,23 @@ def test_jobs_find_the_project_where_they_work(everything):
     assert 'os.environ.get("CXR_ROOT", "/srv/cxr")' in (DEPLOY / "airflow/dags/cxr.py").read_text()
 
 
+def test_jupyter_hands_its_job_to_the_cluster(everything):
+    "As deploy/README.md says it: the address, the token, the file of the environment, and a stage with parameters that there are."
+    typed = re.search(r"^ray job submit (.*?)\n```", (DEPLOY / "README.md").read_text().replace("\\\n", " "), re.M | re.S)[1].split()
+    jupyter, head = everything["services"]["jupyter"], everything["services"]["ray-head"]
+    mounts = {v["target"]: v["source"] for v in jupyter["volumes"]}
+    host, port = jupyter["environment"]["RAY_ADDRESS"].removeprefix("http://").split(":")
+    assert host == "ray-head" and port == "8265" and set(jupyter["networks"]) & set(head["networks"]) and jupyter["environment"]["RAY_AUTH_TOKEN_PATH"] == "/run/secrets/ray_auth_token" and "--address" not in typed
+    assert (HERE / mounts[typed[typed.index("--runtime-env") + 1]]).resolve() == HERE / "jupyter/runtime.json"
+    folder = typed[typed.index("--cd") + 1]
+    assert folder in mounts and mounts[folder] in {v["source"] for v in head["volumes"] if v["target"] == folder}, "the job works where the notebook does"
+    assert typed[typed.index("--") + 1] == "/opt/venv/bin/python" and "ENV PATH=/opt/venv/bin:" in (DEPLOY / "docker/train.Dockerfile").read_text(), "a job starts with the path of Ray's own processes"
+    known = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for section, key, value in (re.fullmatch(r"(\w+)\.(\w+)=(\w+)", typed[i + 1]).groups() for i, w in enumerate(typed) if w == "-S"):
+        assert key in known[section] and (key != "devices" or int(value) == everything["services"]["ray-worker"]["deploy"]["replicas"])
+    assert typed[-1] in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+
+
 def test_jobs_find_the_records_and_the_films(everything):
     worker, reader = everything["services"]["ray-worker"], everything["services"]["vit"]
     place = lambda s: {v["source"]: v["target"] for v in s["volumes"]}["films"]

@@ -795,6 +795,17 @@ def test_checkers_are_pinned():
     assert all("resolved" not in p for p in lock["packages"].values()) and all("integrity" in p for n, p in lock["packages"].items() if n)
 
 
+def test_what_was_run_and_what_was_only_read_is_said_of_every_file():
+    section = (DEPLOY / "README.md").read_text().split("## What was run here, and what was only read")[1]
+    rows = [[c.strip() for c in l.strip("|").split("|")] for l in section.splitlines() if l.startswith("|")][2:]
+    named = [n for r in rows for n in r[0].split(", ")]
+    hit = lambda f, n: f.startswith(n) if n.endswith("/") else matches(f, n)
+    there = [os.path.relpath(f, "deploy") for f in files() if not f.endswith("README.md")]
+    assert not [f for f in there if not any(hit(f, n) for n in named)], "the table leaves these out"
+    assert not [n for n in named if not any(hit(f, n) for f in there)], "the table names what is not there"
+    for names, started, read in rows: assert started or read, names
+
+
 @pytest.mark.parametrize("target", ["test", "test-all"])
 def test_tests_bring_their_checkers_and_run_without_them(tmp_path, target):
     "The Makefile in an empty folder, with an environment of stand-ins: uv installs the checkers, or cannot."
