@@ -37,12 +37,14 @@ def commands_here() -> set[str]:
 
 def test_every_threat_has_its_test():
     rows = [[c.strip() for c in l.strip("|").split("|")] for l in (ROOT / "docs/threats.md").read_text().splitlines() if l.startswith("|")][2:]
+    from conftest import LONG
     there = all_tests()
     assert {r[0].strip("*") for r in rows} == STRIDE and len(rows) >= 30
     for kind, what, against, named in rows:
         found = re.findall(r"`(test_[^`]+)`", named)
         assert what and against and found, f"{kind}: {what}: no test is named"
         assert set(found) <= there, f"{what}: there is no {set(found) - there}"
+        assert set(found) - LONG, f"{what}: `make test` does not run it"
 
 
 def test_every_setting_is_explained():

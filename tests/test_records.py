@@ -169,6 +169,25 @@ def test_a_backup_goes_back_into_either_database(store, new_database, postgres, 
         back.close()
 
 
+@pytest.mark.parametrize("file", ["cxr.db", "patient.key", "films/*.png", "manifest.json"])
+def test_a_backup_that_was_changed_is_not_restored(tmp_path, file):
+    "One byte of any file, or a manifest that names another: nothing is written, and the untouched copy goes back."
+    import json, shutil
+    store = Store(f"sqlite:///{tmp_path}/cxr.db", tmp_path / "state"); i = study(store, "MRN-1"); backup(store, tmp_path / "whole"); store.close()
+    shutil.copytree(tmp_path / "whole", tmp_path / "copy")
+    where = next((tmp_path / "copy").glob(file)); data = bytearray(where.read_bytes())
+    if file == "manifest.json":   # as if the byte and its hash were both changed: a name that leads outside, then a file too many
+        names = json.loads(data)["files"]
+        cases = [json.dumps(json.loads(data) | {"files": names | {"../outside": "0" * 64}}).encode(), json.dumps(json.loads(data) | {"files": {k: v for k, v in names.items() if k != "cxr.db"}}).encode()]
+    else: data[len(data) // 2] ^= 1; cases = [bytes(data), None]   # changed, and gone
+    for case in cases:
+        where.unlink() if case is None else where.write_bytes(case)
+        with pytest.raises(SetupError): restore(tmp_path / "copy", f"sqlite:///{tmp_path}/back.db", tmp_path / "new")
+        assert not (tmp_path / "new").exists() and not (tmp_path / "back.db").exists()
+    restore(tmp_path / "whole", f"sqlite:///{tmp_path}/back.db", tmp_path / "new")
+    back = Store(f"sqlite:///{tmp_path}/back.db", tmp_path / "new"); assert np.array_equal(back.film(i), FILM); back.close()
+
+
 def test_a_film_is_kept_with_its_origin_or_not_at_all(store):
     row = lambda i, **kw: DicomSource(**dict(study_id=i, study_uid="1.2", series_uid="1.3", sop_uid="1.4", sop_class="1.5", modality="CR", content="hash") | kw)
     new = lambda i: Study(id=i, status="ok", reason_code="ok", explanation_status="off", bundle_hash="b")
