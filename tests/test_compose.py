@@ -121,6 +121,7 @@ def test_settings_of_a_hospital_need_no_change_of_a_file_in_git(tmp_path):
 def test_the_example_names_settings_that_there_are(everything):
     named = set(re.findall(r"^#?(CXR_[A-Z_]+)=", (HERE / "reader.env.example").read_text(), re.M))
     # the guide has all of them and no other: tests/test_docs.py
+    assert not [n for n in named if re.search("SECRET|KEY$|PASSWORD", n)], "a secret is a file of secrets/"
     assert len(named) >= 5 and named <= set(re.findall(r"`(CXR_[A-Z_]+)`", (ROOT / "docs/operator.md").read_text()))
     fixed = {k for s in ("vit", "page") for k in everything["services"][s]["environment"]}
     assert not named & fixed, "what stands in compose.yaml wins over this file"
@@ -264,6 +265,34 @@ def test_an_operator_goes_to_production_and_back_with_these_files(steered, tmp_p
             try: c.wait(60)
             except subprocess.TimeoutExpired: c.kill(); c.wait()
         client.close()
+
+
+# ---- films in a bucket
+
+def test_films_may_lie_in_a_bucket(default, everything, tmp_path):
+    services = composed("compose.bucket.yaml", profiles="")["services"]
+    assert set(services) == {*default["services"], "minio", "bucket-of-films"} and once(services) == {"folders", "bucket-of-films"}
+    assert "store/films" not in everything["services"]["buckets"]["command"][0], "without that file nobody reads there"
+    with_all = composed("compose.bucket.yaml")["services"]
+    for name in ("vit", "vit-canary", "page", "cxr-watch"):
+        s, keys = with_all[name], {k["target"].removeprefix("/run/secrets/"): k["source"] for k in with_all[name]["secrets"]}
+        assert s["environment"]["CXR_FILMS"] == "s3://films" and keys["aws_access_key_id"] == "films_access_key_id" and keys["aws_secret_access_key"] == "films_secret_access_key" and "cxr_database_url" in keys, name
+        assert s["environment"]["AWS_ENDPOINT_URL"] == "http://minio:9000" and set(s["networks"]) & set(with_all["minio"]["networks"]) and s["depends_on"]["bucket-of-films"]["condition"] == "service_completed_successfully", name
+        assert not [k for k in s["environment"] if re.search("SECRET|ACCESS_KEY", k)], name
+    assert with_all["ray-worker"]["environment"]["CXR_FILMS"] == "s3://films" and with_all["ray-worker"]["environment"]["AWS_ENDPOINT_URL"] == "http://minio:9000"
+    assert ("minio", True) in {(v["source"], v.get("read_only", False)) for v in with_all["node-exporter"]["volumes"]}, "its disk can fill"
+    for lock in ("vit", "page", "watch", "train-common"): assert "\nobstore==" in (DEPLOY / f"docker/requirements/{lock}.lock").read_text()
+    # its script, with a stand-in for MinIO's client: the readers' key opens this bucket and no other
+    (tmp_path / "secrets").mkdir(); (tmp_path / "bin").mkdir()
+    for n in services["bucket-of-films"]["secrets"]: (tmp_path / "secrets" / n["source"]).write_text(f"word-of-{n['source']}")
+    (tmp_path / "bin/mc").write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/calls\ncase "$*" in *attach*) exit 1 ;; "ls own/films") [ -z "$SHUT" ] ;; esac\n'); (tmp_path / "bin/mc").chmod(0o755)
+    shell, flags = services["bucket-of-films"]["entrypoint"]
+    script = services["bucket-of-films"]["command"][0].replace("$$", "$").replace("/run/secrets", str(tmp_path / "secrets")).replace("/tmp/films.json", str(tmp_path / "films.json"))
+    go = lambda **env: run(shell, flags, script, env=os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SHUT": ""} | env)
+    good(go()); calls = (tmp_path / "calls").read_text().splitlines()
+    assert "mb --ignore-existing store/films" in calls and "admin user add store word-of-films_access_key_id word-of-films_secret_access_key" in calls and calls[-1] == "ls own/films" and calls[0].endswith("word-of-aws_access_key_id word-of-aws_secret_access_key")
+    assert {r for s in json.loads((tmp_path / "films.json").read_text())["Statement"] for r in s["Resource"]} == {"arn:aws:s3:::films", "arn:aws:s3:::films/*"}
+    assert go(SHUT="yes").returncode != 0, "a key that does not open it is no key"
 
 
 # ---- who reaches whom
@@ -557,6 +586,8 @@ def test_commands_run_behind_the_entrypoint(docker, tmp_path, everything):
     # and the entrypoint does hand them on
     (tmp_path / "secrets").mkdir(); (tmp_path / "secrets/cxr_database_url").write_text("postgresql://there")
     assert good(run(DEPLOY / "docker/entrypoint.sh", "printenv", "CXR_DATABASE_URL", env=os.environ | {"SECRETS_DIR": str(tmp_path / "secrets")})) == "postgresql://there\n"
+    (tmp_path / "secrets/cxr_oidc_client_secret").write_text("")
+    assert run(DEPLOY / "docker/entrypoint.sh", "printenv", "CXR_OIDC_CLIENT_SECRET", env=os.environ | {"SECRETS_DIR": str(tmp_path / "secrets")}).returncode == 1, "as prepare.sh makes it where there is no log-in"
 
 
 def test_the_guides_never_run_a_command_without_the_secrets():

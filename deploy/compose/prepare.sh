@@ -8,11 +8,13 @@ mkdir -p secrets
 cd secrets
 
 random() { [ -s "$1" ] || openssl rand -hex 24 | tr -d '\n' > "$1"; }
-for name in postgres_password cxr_database_password mlflow_database_password airflow_database_password cxr_physician_key \
+for name in postgres_password cxr_database_password mlflow_database_password airflow_database_password cxr_physician_key cxr_session_key films_secret_access_key \
     aws_secret_access_key grafana_password elastic_password kibana_password filebeat_password ray_auth_token jupyter_token airflow_jwt_secret; do random "$name"; done
 [ -s aws_access_key_id ] || printf 'cxr' > aws_access_key_id
+[ -s films_access_key_id ] || printf 'cxr-films' > films_access_key_id # the readers' own, with compose.bucket.yaml
 [ -s airflow_fernet_key ] || openssl rand -base64 32 | tr '+/' '-_' | tr -d '\n' > airflow_fernet_key
 [ -e smtp_password ] || : > smtp_password # the mail server's; empty where it wants none
+[ -e cxr_oidc_client_secret ] || : > cxr_oidc_client_secret # what the hospital's log-in gave; empty without one
 
 url() { [ -s "$1" ] || printf '%s://%s:%s@postgres/%s' "$2" "$3" "$(cat "$4")" "$5" > "$1"; }
 url cxr_database_url postgresql+pg8000 cxr cxr_database_password cxr
