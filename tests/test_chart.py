@@ -175,6 +175,10 @@ def test_images_have_one_set_of_names(rendered):
     matrix = FLOWS["delivery.yml"]["jobs"]["package"]["strategy"]["matrix"]["include"]
     assert {f"cxr-pred-{i['image']}" for i in matrix} == IMAGES
     for script in ("package.sh", "sbom.sh"): assert {f"cxr-pred-{i}" for i in re.search(r"set -- ((?:[a-z-]+ ?)+)$", (DEPLOY / "ci" / script).read_text(), re.M)[1].split()} == IMAGES, script
+    # and the line that each Dockerfile gives to type makes one of them; ROCm's is nobody's but who types it
+    typed = {t for f in (DEPLOY / "docker").glob("*.Dockerfile") for t in re.findall(r"^#.*docker build .* -t (\S+) \.", f.read_text(), re.M)}
+    assert typed <= IMAGES | {"cxr-pred-train-rocm"} and {"cxr-pred-llm-cuda", "cxr-pred-llm-cpu", "cxr-pred-train", "cxr-pred-vit"} <= typed
+    assert "rocm" not in {i["target"] for i in matrix} and "The pipeline builds `cuda`; `rocm` is built by hand" in (DEPLOY / "README.md").read_text()
     asked = {re.search(r"/(cxr-pred-[a-z-]+)[@:]", c["image"])[1] for ms in rendered.values() for p in pods(ms).values() for c in p["containers"]}
     assert asked <= IMAGES and asked >= {"cxr-pred-vit", "cxr-pred-page", "cxr-pred-watch", "cxr-pred-llm-cpu", "cxr-pred-llm-cuda", "cxr-pred-train"}
     # what the pipeline pushes, the chart asks for where no digest is given
@@ -198,7 +202,12 @@ def test_bills_of_materials_are_whole(tmp_path):
     checker("cyclonedx-py")
     good(run(DEPLOY / "ci/sbom.sh", tmp_path, "train", "llm-cpu"))
     has = {n: {c["name"] for c in json.loads((tmp_path / f"{n}.cdx.json").read_text())["components"]} for n in ("train", "llm-cpu")}
-    assert {"torch", "nvidia-cudnn-cu13", "lightning"} <= has["train"] and "torch" in has["llm-cpu"] and not [n for n in has["llm-cpu"] if n.startswith("nvidia")]
+    # every lock that a Dockerfile installs into the environment of its image, and each package once
+    parts = json.loads((tmp_path / "train.cdx.json").read_text())["components"]
+    assert len(parts) == len({c["name"] for c in parts})
+    installed = re.findall(r"install --no-cache-dir --require-hashes .*-r /tmp/([\w-]+\.lock)", (DEPLOY / "docker/train.Dockerfile").read_text())
+    assert installed == ["build.lock", "train-common.lock", "train-cuda.lock"] and {p.split("==")[0] for l in installed for p in pins(DEPLOY / "docker/requirements" / l)} <= {c["name"] for c in parts} | {p.split("==")[0] for p in pins(DEPLOY / "docker/requirements/train-common.lock") if "[" in p}
+    assert {"torch", "nvidia-cudnn-cu13", "lightning", "wheel"} <= has["train"] and "torch" in has["llm-cpu"] and not [n for n in has["llm-cpu"] if n.startswith("nvidia")]
     whole, part = pins(DEPLOY / "checks/requirements.lock"), pins(DEPLOY / "checks/requirements.sbom.lock")
     assert any(p.startswith("cyclonedx-bom==") for p in part) and all(part[p] == whole.get(p) for p in part), "deploy/checks/requirements.sbom.lock is a part of requirements.lock"
 

@@ -296,6 +296,8 @@ def test_vit_image_is_small_and_reads_films(vit_image, tmp_path):
     bundle, port = ROOT / "models" / "release", loopback_port()
     tree = size_mb(vit_image / "venv") + size_mb(bundle)
     assert tree <= 400, f"the ViT service's image has a budget of 400 MB, its tree is {tree:.0f}"
+    said = float(re.search(r"^\| cxr-pred-vit \|.*\| (\d+) MB with the model and its byte code, budget 400;", (DEPLOY / "README.md").read_text(), re.M)[1])
+    assert abs(tree - said) <= 4, f"deploy/README.md says {said:.0f} MB, it is {tree:.0f}"
     assert not [m for m in ("torch", "gradio", "pyarrow", "pandas", "openvino") if list(vit_image.glob(f"venv/lib/*/site-packages/{m}"))]
     (tmp_path / "secrets").mkdir(); (tmp_path / "state").mkdir()
     (tmp_path / "secrets" / "cxr_physician_key").write_text("k" * 48)
@@ -660,7 +662,7 @@ def test_terraform(tmp_path):
     tf = lambda *args: run(checker("python"), DEPLOY / "checks/terraform.py", work, *args)
     good(tf("init", "-backend=false", "-no-color"))
     assert json.loads(good(tf("validate", "-json")))["valid"]
-    assert "13 passed, 0 failed" in good(tf("test", "-no-color"))
+    assert "14 passed, 0 failed" in good(tf("test", "-no-color"))
 
 
 def test_terraform_clouds_pass_the_same_figures():
@@ -825,6 +827,14 @@ def test_tests_bring_their_checkers_and_run_without_them(tmp_path, target):
     said, calls = made('[ "$1" != venv ] || mkdir -p .venv-deploy/bin; [ "$1" != pip ] || touch .venv-deploy/.set-up')
     assert "Left out" not in said and [c for c in calls if "deploy/checks/requirements.lock" in c] and "-m pytest" in calls[-1]
     assert made("exit 1")[1] == [calls[-1]], "they are there: nothing is installed again"
+
+
+def test_the_image_s_size_is_without_its_base():
+    "What is measured is what the image adds to Debian with Python."
+    assert re.search(r"^\| image \| from \| why not Alpine \| beside Debian \|$", (DEPLOY / "README.md").read_text(), re.M)
+    drawn = re.findall(r">([^<>]*)</text>", (ROOT / "docs/system.svg").read_text())
+    at, = [i for i, t in enumerate(drawn) if "400 MB" in t]
+    assert drawn[at + 1] == "without the base image"
 
 
 def test_readme():

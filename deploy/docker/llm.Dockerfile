@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1.7
 # The language service, for a GPU or for processors. From the project's root:
-#   docker build -f deploy/docker/llm.Dockerfile --target cuda -t cxr-pred-llm:cuda .
-#   docker build -f deploy/docker/llm.Dockerfile --target cpu  -t cxr-pred-llm:cpu .
+#   docker build -f deploy/docker/llm.Dockerfile --target cuda -t cxr-pred-llm-cuda .
+#   docker build -f deploy/docker/llm.Dockerfile --target cpu  -t cxr-pred-llm-cpu .
 ARG PYTHON=python:3.11.13-slim-bookworm@sha256:86adf8dbadc3d6e82ee5dd2c74bec2e1c2467cdad47886280501df722372d2e1
 
 FROM ${PYTHON} AS wheel

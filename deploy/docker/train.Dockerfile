@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1.7
 # Training, Ray and JupyterLab. From the project's root:
-#   docker build -f deploy/docker/train.Dockerfile --target cuda -t cxr-pred-train:cuda .
-#   docker build -f deploy/docker/train.Dockerfile --target rocm --build-arg TORCH_INDEX=... -t cxr-pred-train:rocm .
+#   docker build -f deploy/docker/train.Dockerfile --target cuda -t cxr-pred-train .
+#   docker build -f deploy/docker/train.Dockerfile --target rocm --build-arg TORCH_INDEX=... -t cxr-pred-train-rocm .   (by hand only: the pipeline does not build it)
 ARG PYTHON=python:3.11.13-slim-bookworm@sha256:86adf8dbadc3d6e82ee5dd2c74bec2e1c2467cdad47886280501df722372d2e1
 
 FROM ${PYTHON} AS tools

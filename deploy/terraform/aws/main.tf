@@ -221,14 +221,10 @@ resource "aws_launch_template" "gpu" {
   }
 }
 
-locals {
-  gpu_machines = ceil((var.gpus.training + var.gpus.evaluation) / var.gpus_per_instance)
-}
-
 resource "aws_autoscaling_group" "gpu" {
   name                = "${var.name}-gpu"
   min_size            = 0
-  max_size            = local.gpu_machines
+  max_size            = module.plan.gpu_machines
   desired_capacity    = 0
   vpc_zone_identifier = [aws_subnet.private.id]
   launch_template {
@@ -247,13 +243,13 @@ resource "aws_autoscaling_group" "gpu" {
 }
 
 resource "aws_autoscaling_schedule" "gpu" {
-  for_each               = { up = local.gpu_machines, down = 0 }
+  for_each               = { up = module.plan.gpu_machines, down = 0 }
   scheduled_action_name  = "${var.name}-${each.key}"
   autoscaling_group_name = aws_autoscaling_group.gpu.name
   recurrence             = module.plan.schedule[each.key]
   time_zone              = "Etc/UTC"
   min_size               = each.value
-  max_size               = local.gpu_machines
+  max_size               = module.plan.gpu_machines
   desired_capacity       = each.value
 }
 

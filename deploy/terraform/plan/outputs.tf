@@ -23,6 +23,11 @@ output "blocks" {
   value       = local.blocks
 }
 
+output "gpu_machines" {
+  description = "Whole machines that a block takes: each purpose has its own, as in its lease."
+  value       = sum([for purpose in ["training", "evaluation"] : ceil(var.gpus[purpose] / var.gpus_per_host)])
+}
+
 output "gpu_hours_a_week" {
   description = "GPU hours that one week costs."
   value       = length(var.block_days) * var.block_hours * (var.gpus.training + var.gpus.evaluation)

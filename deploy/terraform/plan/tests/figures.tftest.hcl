@@ -20,6 +20,10 @@ run "the_design" {
     error_message = "The first block is Tuesday evening, six hours, four GPUs."
   }
   assert {
+    condition     = output.gpu_machines == 2 && output.gpu_machines == sum([for b in output.blocks : b.hosts if endswith(b.name, "-20260106")])
+    error_message = "Training and evaluation have a machine each, as many as the leases of one block."
+  }
+  assert {
     condition     = output.schedule.up == "0 18 * * 2,5" && output.schedule.down == "0 0 * * 3,6"
     error_message = "Up on Tuesday and Friday at 18, down at midnight, which is the next day."
   }
@@ -47,8 +51,24 @@ run "a_second_address_and_no_evaluation" {
     error_message = "The occasional address is the last machine's; no lease for nothing."
   }
   assert {
+    condition     = output.gpu_machines == 1
+    error_message = "Nothing is evaluated, so nothing is there for it."
+  }
+  assert {
     condition     = output.schedule.up == "0 8 * * 0" && output.schedule.down == "0 14 * * 0"
     error_message = "Cron's Sunday is 0."
+  }
+}
+
+run "machines_of_eight" {
+  command = plan
+  variables {
+    gpus_per_host = 8
+  }
+
+  assert {
+    condition     = output.gpu_machines == 2
+    error_message = "4 + 2 GPUs are two leases: six GPUs of one machine of eight are not two machines."
   }
 }
 
