@@ -389,6 +389,11 @@ def test_release_installs_and_goes_back(stand_in, tmp_path):
     good(release("upgrade", "staging", "--atomic"))
     assert told() == new and "--namespace cxr-staging" in stand_in.calls().splitlines()[-1] and "--atomic" in stand_in.calls().splitlines()[-1]
     assert good(release("revision", "cxr")).strip() == "5"
+    good(release("still", "cxr", "5")); gone = release("still", "cxr", "4")
+    assert gone.returncode == 4 and "Revision 5 runs in cxr, not 4" in gone.stderr
+    canary, given = FLOWS["delivery.yml"]["jobs"]["canary"], [s.get("run", "") for s in FLOWS["delivery.yml"]["jobs"]["production"]["steps"]]
+    asked, promoted = (next(i for i, r in enumerate(given) if w in r) for w in ("release.sh still", "rollout.sh promote"))
+    assert canary["outputs"] == {"revision": "${{ steps.give.outputs.revision }}"} and asked < promoted, "a step of its own: what somebody took away is not taken back once more"
     good(release("back", "cxr", "6")); assert "rollback" not in stand_in.calls(), "it still runs"
     good(release("back", "cxr", "0")); assert "rollback" not in stand_in.calls()
     good(release("back", "cxr", "5")); assert "helm rollback cxr 5 --namespace cxr " in stand_in.calls()

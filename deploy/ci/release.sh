@@ -2,6 +2,7 @@
 # Install by Helm what the pipeline has packaged, and go back. Image digests are read from package/IMAGE/digest.
 #   release.sh upgrade staging|canary|production [HELM'S OPTIONS]   REGISTRY; SIGNER, whose signature is asked for (nobody: none); HOST, the name that it answers to; VALUES, the hospital's own file, if any
 #   release.sh revision NAMESPACE                                   the revision that runs; 0 where there is none
+#   release.sh still NAMESPACE REVISION                             exit 4 where another revision runs by now
 #   release.sh back NAMESPACE REVISION                              nothing is done where that revision still runs
 #   release.sh rollback production|staging [REVISION]               to the version that ran before this one, all films at once; or to that revision
 set -eu
@@ -64,6 +65,9 @@ case ${1:-} in
             --set "image.registry=$REGISTRY" --set "gateway.hostname=$HOST" --set "vit.digest=$(digest vit)" --set "watch.digest=$(digest watch)" \
             --set "page.digest=$page" --set "llm.digest=$llm" --set "training.digest=$(digest train)" ;;
     revision) revision "$2" '.status == "deployed"' ;;
+    still)
+        now=$(revision "$2" '.status == "deployed"')
+        [ "$now" = "$3" ] || { echo "Revision $now runs in $2, not $3: somebody went back, or installed another. This delivery ends here." >&2; exit 4; } ;;
     back)
         now=$(revision "$2" true)
         if [ "$now" = "$3" ]; then echo "Revision $3 still runs: nothing to take back."
@@ -83,5 +87,5 @@ case ${1:-} in
         if helm get manifest cxr --namespace "$space" | grep -q '^kind: Rollout$'; then
             for step in wait promote finish; do WAIT_MINUTES=${WAIT_MINUTES:-15} deploy/ci/rollout.sh "$step" "$space"; done
         fi ;;
-    *) sed -n '2,6s/^# *//p' "$0" >&2; exit 2 ;;
+    *) sed -n '2,7s/^# *//p' "$0" >&2; exit 2 ;;
 esac
