@@ -270,6 +270,35 @@ def test_a_model_is_delivered_by_a_merge_and_nothing_else():
     assert "--status success" in measure and "--branch main" in measure, "held against what was delivered, not against what was halted"
 
 
+def test_what_was_trained_travels_as_a_patch(tmp_path):
+    "The workflow's own steps, with stand-ins for Ray and the training: what the branch holds, and what it does not."
+    home, work, offer, runner = (tmp_path / n for n in ("home", "work", "offer", "runner")); home.mkdir(); runner.mkdir()
+    step = lambda job, word: next(s["run"] for s in FLOWS["training.yml"]["jobs"][job]["steps"] if word in s.get("run", ""))
+    git = lambda where, *a: good(run("git", "-c", "user.name=t", "-c", "user.email=t@localhost", "-c", "init.defaultBranch=main", *a, cwd=where)).strip()
+    gates = lambda gap: json.dumps({"gates": [{"name": "gap by sex", "value": gap, "threshold": 0.1, "wants": "at most", "passed": gap <= 0.1, "action": "report"}]})
+    for f, text in {"models/release/vit.int8.onnx": "old", "models/release/gone.json": "{}", "models/release/metrics/gates.json": gates(0.05), "runs/clinical/metrics/gates.json": gates(0.05), "runs/clinical/plots/curve.csv": "1",
+                    "profiles/clinical/dvc.lock": "1", "profiles/clinical/params.yaml": "train_vit: {launcher: local}\n", "deploy/ray/environment.sh": "#!/bin/sh\n", ".gitignore": "/.venv-ray\n"}.items():
+        (home / f).parent.mkdir(parents=True, exist_ok=True); (home / f).write_text(text)
+    (home / "deploy/ray/environment.sh").chmod(0o755); (home / "deploy/ci").mkdir()
+    for f in ("gate.sh", "gate.py"): shutil.copy(DEPLOY / "ci" / f, home / "deploy/ci")
+    git(home, "init", "--quiet"); git(home, "add", "--all"); git(home, "commit", "--quiet", "--message", "x"); head = git(home, "rev-parse", "HEAD")
+    for folder in (work, offer): git(tmp_path, "clone", "--quiet", str(home), str(folder))
+    (work / ".venv-ray/bin").mkdir(parents=True)
+    trained = lambda gap: {"ray": f"printf '%s' '{gates(gap)}' > runs/clinical/metrics/gates.json; echo 2 > profiles/clinical/dvc.lock; echo 'train_vit: {{launcher: ray}}' > profiles/clinical/params.yaml; echo \"$@\" > {tmp_path}/submitted",
+                           "python": "cp runs/clinical/metrics/gates.json models/release/metrics/; printf 'new\\000' > models/release/vit.int8.onnx; rm -f models/release/gone.json; echo x > models/release/came.json"}
+    def train(gap):
+        for name, says in trained(gap).items(): (work / f".venv-ray/bin/{name}").write_text(f"#!/bin/sh\n{says}\n"); (work / f".venv-ray/bin/{name}").chmod(0o755)
+        good(run("bash", "-eo", "pipefail", "-c", step("train", "ray job submit"), cwd=runner, env=os.environ | {"WORK": str(work), "GITHUB_SHA": head, "RAY_ADDRESS": "http://r:8265", "TRAIN_WORKERS": "3"}))
+        git(offer, "reset", "--quiet", "--hard", head); git(offer, "clean", "-qfd"); (runner / "out").write_text("")
+        return run("bash", "-eo", "pipefail", "-c", step("offer", "gate.sh"), cwd=offer, env=os.environ | {"TRAINED": str(runner / "trained.patch"), "GITHUB_SHA": head, "GITHUB_STEP_SUMMARY": str(runner / "summary"), "GITHUB_OUTPUT": str(runner / "out")})
+    worse = train(0.3); assert worse.returncode == 3 and (runner / "out").read_text() == "" and "gap by sex was 0.05" in (runner / "summary").read_text(), "no branch is offered"
+    good(train(0.04)); assert "good=true" in (runner / "out").read_text() and "train_vit.devices=3" in (tmp_path / "submitted").read_text()
+    assert set(git(offer, "diff", "--cached", "--name-only").split()) == {"models/release/vit.int8.onnx", "models/release/gone.json", "models/release/came.json", "models/release/metrics/gates.json", "runs/clinical/metrics/gates.json", "profiles/clinical/dvc.lock"}
+    assert (offer / "models/release/vit.int8.onnx").read_bytes() == b"new\0" and "local" in (offer / "profiles/clinical/params.yaml").read_text()
+    (runner / "trained.patch").write_text(""); git(offer, "reset", "--quiet", "--hard", head); (runner / "out").write_text("")
+    assert "changed nothing" in good(run("bash", "-eo", "pipefail", "-c", step("offer", "gate.sh"), cwd=offer, env=os.environ | {"TRAINED": str(runner / "trained.patch"), "GITHUB_STEP_SUMMARY": str(runner / "summary"), "GITHUB_OUTPUT": str(runner / "out")})) and (runner / "out").read_text() == ""
+
+
 def test_gate_of_a_commit_is_held_against_the_model_before(tmp_path):
     (tmp_path / "deploy/ci").mkdir(parents=True)
     for f in ("gate.sh", "gate.py"): shutil.copy(DEPLOY / "ci" / f, tmp_path / "deploy/ci")
