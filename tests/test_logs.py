@@ -1,7 +1,10 @@
 "The log in Elastic's common schema, and rsyslog that carries it to a bulk endpoint."
 import http.server
+import io
 import json
+import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -77,19 +80,189 @@ def test_rsyslog_carries_every_line_even_if_the_index_is_away(tmp_path):
     again.close()
 
 
+def unknown(value, properties):
+    "Names of a document's fields that the mapping lacks; dots and nested objects are the same."
+    for name, v in value.items():
+        head, _, rest = name.partition(".")
+        if head not in properties: yield name
+        elif rest: yield from unknown({rest: v}, properties[head].get("properties", {}))
+        elif isinstance(v, dict): yield from unknown(v, properties[head].get("properties", {}))
+
+
 def test_the_template_knows_every_field_that_is_written(tmp_path):
     path = tmp_path / "a.log"
     written(path, 0, 1)
     fields = json.loads((ELK / "index-template.json").read_text())["template"]["mappings"]["properties"]
-
-    def known(value, properties):
-        "Names of a document's fields that the mapping lacks; dots and nested objects are the same."
-        for name, v in value.items():
-            head, _, rest = name.partition(".")
-            if head not in properties: yield name
-            elif rest: yield from known({rest: v}, properties[head].get("properties", {}))
-            elif isinstance(v, dict): yield from known(v, properties[head].get("properties", {}))
-
-    assert not list(known(json.loads(path.read_text()), fields))
+    assert not list(unknown(json.loads(path.read_text()), fields))
     policy = json.loads((ELK / "ilm-policy.json").read_text())["policy"]["phases"]
     assert policy["delete"]["min_age"] == "90d"
+
+
+# ---- the dashboard
+FIELD = r"[\w@]+(?:\.\w+)*"
+
+
+def known_as(field, value):
+    "Values that a document has in a field, nested or dotted."
+    for name, v in value.items():
+        if name == field: yield from v if isinstance(v, list) else [v]
+        elif isinstance(v, dict) and field.startswith(name + "."): yield from known_as(field[len(name) + 1:], v)
+
+
+def matches(query, line):
+    "What Kibana's query language says of a line, as much of it as the dashboard uses: field: value, * or (a or b); and, or, not, parentheses."
+    tokens = re.findall(rf'"[^"]*"|\*|[():]|{FIELD}', query)
+    def peek(): return tokens[0] if tokens else None
+    def either():
+        found = both()
+        while peek() == "or": tokens.pop(0); other = both(); found = found or other
+        return found
+    def both():
+        found = one()
+        while peek() == "and": tokens.pop(0); other = one(); found = found and other
+        return found
+    def one():
+        if peek() == "not": tokens.pop(0); return not one()
+        if peek() == "(":
+            tokens.pop(0); found = either(); assert tokens.pop(0) == ")"
+            return found
+        field, colon, wanted = tokens.pop(0), tokens.pop(0), [tokens.pop(0)]
+        assert colon == ":"
+        if wanted == ["("]:
+            wanted = []
+            while (t := tokens.pop(0)) != ")": wanted += [t] if t != "or" else []
+        has = list(known_as(field, line))
+        return bool(has) if wanted == ["*"] else any(f'"{v}"' in wanted for v in has)
+    found = either()
+    assert not tokens, tokens
+    return found
+
+
+@pytest.mark.parametrize("query, yes", [('a: "x"', True), ('a: "y"', False), ('a: ("y" or "x") and b.c: *', True), ('not a: "x" or b.c: "2"', False), ('(a: "y" or b.c: "1") and not d: *', True)])
+def test_the_querys_reader_reads(query, yes): assert matches(query, {"a": "x", "b": {"c": 1}}) is yes
+
+
+@pytest.fixture(scope="module")
+def written_lines(tmp_path_factory):
+    "Lines of a real reader: a film read, one refused, one left unexplained by a language service that is away, an error inside, rows of the audit log."
+    from fastapi.testclient import TestClient
+    from cxr_pred.clinic.api import create_app
+    from cxr_pred.clinic.logs import ecs_log, events
+    from cxr_pred.data.sample import make_sample
+    from cxr_pred.ops.simulate import sources_of
+    from cxr_pred.store import Store
+    from cxr_pred.vision.classify import Classifier
+    from cxr_pred.vision.toy import toy_bundle
+    d = tmp_path_factory.mktemp("elk")
+    make_sample(d / "raw", 16, 96, 0, workers=1)
+    films = [d / "raw" / s.path for s in sources_of(d / "raw", ["sample"]) if s.path.endswith(".png")][:6]
+    out, base = io.StringIO(), logging.getLogger()
+    before, level = base.handlers[:], base.level
+    store = Store(f"sqlite:///{d / 'a.db'}", d / "state")
+    handler = ecs_log("cxr-reader", out)
+    try:
+        with TestClient(create_app(Classifier(toy_bundle(d / "toy", ROOT / "nbs/language/facts.yaml"), threads=1), store, ui=False, llm_url="http://127.0.0.1:9"), raise_server_exceptions=False) as web:
+            until(lambda: web.get("/readyz").status_code == 200)
+            said = [web.post("/v1/predict", files={"file": (f.name, f.read_bytes())}).json() for f in films]
+            assert web.post("/v1/predict", files={"file": ("anna-miller.txt", b"Dear colleague, " * 50)}).json()["code"] == "unsupported_format"
+            until(lambda: out.getvalue().count("explain: llm_unreachable") == sum(r["status"] == "ok" for r in said) > 0)
+            store.study = lambda study_id: 1 / 0
+            assert web.get(f"/v1/studies/{said[0]['study_id']}").status_code == 500
+    finally:
+        base.removeHandler(handler); base.setLevel(level); events.setLevel(logging.NOTSET)
+        for h in before: base.addHandler(h)
+        store.close()
+    return [json.loads(l) for l in out.getvalue().splitlines()], said
+
+
+@pytest.fixture(scope="module")
+def board():
+    "The saved objects, by type and id."
+    found = {}
+    for line in (ELK / "kibana.ndjson").read_text().splitlines():
+        o = json.loads(line)
+        assert {"type", "id", "attributes", "references", "coreMigrationVersion", "typeMigrationVersion"} <= set(o) and o["attributes"]["title"], line[:200]
+        assert (o["type"], o["id"]) not in found, o["id"]
+        found[o["type"], o["id"]] = o
+    return found
+
+
+def question(o):
+    "The query of a panel or a search."
+    return (o["attributes"]["state"] if o["type"] == "lens" else json.loads(o["attributes"]["kibanaSavedObjectMeta"]["searchSourceJSON"]))["query"]["query"]
+
+
+def columns(o): return o["attributes"]["state"]["datasourceStates"]["formBased"]["layers"]["layer"]["columns"] if o["type"] == "lens" else {}
+
+
+def asked_fields(o):
+    "Names of fields that an object uses."
+    a = o["attributes"]
+    if o["type"] == "index-pattern": return {a["timeFieldName"], *json.loads(a["fieldFormatMap"])}
+    if o["type"] == "dashboard": return set()
+    return {*(c["sourceField"] for c in columns(o).values()), *a.get("columns", ()), *(s for s, _ in a.get("sort", ())), *re.findall(rf"({FIELD}):", re.sub('"[^"]*"', "", question(o)))} - {"___records___"}
+
+
+def test_the_dashboard_holds_together(board):
+    "References resolve in the file, nothing lies beside it, and each chart draws columns that it has."
+    assert {t for t, _ in board} == {"index-pattern", "lens", "search", "dashboard"}
+    assert all((r["type"], r["id"]) in board for o in board.values() for r in o["references"])
+    page, = [o for o in board.values() if o["type"] == "dashboard"]
+    panels = json.loads(page["attributes"]["panelsJSON"])
+    assert {(r["type"], r["id"]) for r in page["references"]} == {k for k in board if k[0] in ("lens", "search")}
+    assert [(f"{p['panelIndex']}:{p['panelRefName']}", p["type"], p["panelIndex"]) for p in panels] == [(r["name"], r["type"], p["gridData"]["i"]) for p, r in zip(panels, page["references"], strict=True)]
+    places = [(x, y) for p in panels for g in [p["gridData"]] for x in range(g["x"], g["x"] + g["w"]) for y in range(g["y"], g["y"] + g["h"])]
+    assert len(places) == len(set(places)) and max(x for x, _ in places) < 48, "no panel over another, none outside"
+    for o in board.values():
+        if o["type"] != "lens": continue
+        state = o["attributes"]["state"]
+        layers, vis, shown = state["datasourceStates"]["formBased"]["layers"], state["visualization"], columns(o)
+        assert set(layers) == {"layer"} and layers["layer"]["columnOrder"] == list(shown) and [r["name"] for r in o["references"]] == ["indexpattern-datasource-layer-layer"], o["id"]
+        drawn = vis["layers"][0] if "layers" in vis else vis
+        used = {drawn.get("xAccessor"), drawn.get("splitAccessor"), drawn.get("metricAccessor"), *drawn.get("accessors", ()), *(c["columnId"] for c in drawn.get("columns", ()))} - {None}
+        assert drawn["layerId"] == "layer" and used == set(shown), (o["id"], used, set(shown))
+        assert all(c["params"]["orderBy"]["columnId"] in shown for c in shown.values() if c["operationType"] == "terms")
+
+
+def test_the_dashboard_asks_for_fields_that_are_written_and_known(board, written_lines):
+    lines, _ = written_lines
+    template = json.loads((ELK / "index-template.json").read_text())["template"]["mappings"]["properties"]
+    def kind(field):
+        at = {"properties": template}
+        for part in field.split("."): at = at["properties"][part]
+        return at["type"]
+    everything = {f for o in board.values() for f in asked_fields(o)}
+    assert {"event.outcome", "event.reason", "event.duration", "event.sequence", "error.type", "http.response.status_code"} <= everything
+    for field in everything:
+        assert kind(field), field
+        assert any(list(known_as(field, l)) for l in lines), f"no line holds {field}"
+    for o in board.values():
+        for c in columns(o).values():
+            if c["operationType"] == "terms": assert kind(c["sourceField"]) in ("keyword", "long"), "text is not counted by value"
+            if c["operationType"] == "percentile": assert kind(c["sourceField"]) == "long"
+    assert not list(f for l in lines for f in unknown(l, template)), "and nothing is written that the template does not know"
+    assert "anna" not in json.dumps(lines)
+
+
+def test_the_dashboard_counts_what_happened(board, written_lines):
+    "Each question, put to the lines of a reader, finds what was done there and nothing else."
+    lines, said = written_lines
+    counted = {id: [l for l in lines if matches(question(o), l)] for (t, id), o in board.items() if t in ("lens", "search")}
+    of = lambda name, field: [v for l in counted[name] for v in known_as(field, l)]
+    assert len(counted["cxr-films"]) == len(said) == 6 and of("cxr-films", "event.reason") == [r["reason_code"] for r in said]
+    assert all(0 < v < 60e9 for v in of("cxr-latency", "event.duration")) and len(of("cxr-latency", "event.duration")) == 6
+    assert sorted(of("cxr-refused", "event.reason")) == sorted([r["reason_code"] for r in said if r["reason_code"] != "ok"] + ["unsupported_format"])
+    assert sorted(of("cxr-requests", "event.outcome")) == ["failure"] * 2 + ["success"] * 6 and sorted(of("cxr-status", "http.response.status_code")) == [200] * 6 + [415, 500]
+    assert of("cxr-error-kinds", "error.type") == ["ZeroDivisionError"] and len(counted["cxr-errors"]) == len(counted["cxr-errors-now"]) == 1
+    assert set(of("cxr-fallbacks", "event.reason")) == {"llm_unreachable"} and len(counted["cxr-fallbacks"]) == len(counted["cxr-fallbacks-now"]) == sum(r["status"] == "ok" for r in said)
+    assert of("cxr-audit", "event.action") == ["study.recorded"] * 6 and of("cxr-audit-rows", "event.sequence") == [1, 2, 3, 4, 5, 6] and all(re.fullmatch("[0-9a-f]{64}", h) for h in of("cxr-audit-rows", "event.hash"))
+
+
+def test_compose_puts_the_dashboard_into_its_kibana():
+    import yaml
+    services = yaml.safe_load((ROOT / "deploy/compose/compose.yaml").read_text())["services"]
+    s = services["kibana-dashboard"]
+    assert s["image"] == services["elasticsearch"]["image"] and s["image"].split(":")[1] == services["kibana"]["image"].split(":")[1], "one version of all"
+    source, target, mode = s["volumes"][0].split(":")
+    assert (ROOT / "deploy/compose" / source).resolve() == ELK / "kibana.ndjson" and f"file=@{target}" in s["command"][0] and mode == "ro"
+    assert "kibana:5601/api/saved_objects/_import?overwrite=true" in s["command"][0] and "kbn-xsrf" in s["command"][0] and s["depends_on"] == {"kibana": {"condition": "service_healthy"}} and s["profiles"] == services["kibana"]["profiles"]

@@ -31,6 +31,7 @@ from .auth import check_address
 from .custody import keep_swept
 from .dicomweb import add_dicomweb
 from .door import AskingRoute, Door, IdempotencyKey, PhysicianRoute, add_login, add_worklist, bearer, sender_of
+from .logs import RequestLines
 from .oidc import add_oidc
 from .reading import Answer, ReadingRoom
 from .study import Patient, Report, Sex, Symptom
@@ -294,6 +295,7 @@ def create_app(
     MultiPartParser.spool_max_size = most   # Starlette writes what is larger than 1 MB to a temporary file: a patient's name, in clear, on a disk
     app.add_middleware(BodyLimit, most=most, rejects=room.metrics.rejects)
     app.add_middleware(Door, rejects=room.metrics.rejects)
+    app.add_middleware(RequestLines)
     add_error_handlers(app, room.metrics.rejects, room.metrics.failures)
     add_login(app, room, fails)
     add_oidc(app, fails)

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.exc import SQLAlchemyError
 
 from .auth import Who
+from .logs import event_line
 from .originals import safe_of_settings
 from .report import html_report, picture_png
 from .study import Patient, Report, decided, read_study
@@ -194,6 +195,7 @@ class ReadingRoom:
         self.check(wait_s=20)
         once = self.once("predict", who, key, hashlib.sha256(data).hexdigest(), repr(patient), patient_ref, explain) if key else None
         if done := self.store.recall(once): return self.report(done.study_id)
+        begun = time.monotonic()
         with self.metrics.seconds.time():
             report, film, seen = decided(self.classifier, data, patient=patient, opened=self.decoded)
             asks = explain and self.client and report.finding
@@ -206,6 +208,7 @@ class ReadingRoom:
                 raise SetupError("store_unavailable", "The record could not be kept, so there is no answer.", "Ask again in a moment.") from e
         if kept != report.study_id: return self.report(kept)   # the same request was quicker on another way
         self.metrics.predictions.labels(report.status, report.finding.label if report.finding else "none").inc()
+        event_line("film-read", "success", report.reason_code, time.monotonic() - begun)
         if seen.ood is not None: self.metrics.networks.labels(seen.network).inc()   # a picture that was refused unread was read by none
         if report.explanation_status == "pending": self.waiting.put(report.study_id)
         return report
@@ -227,7 +230,7 @@ class ReadingRoom:
         e = template_explanation(report.case(), self.facts, busy) if busy else explanation_for(report, self.facts, self.client, lambda said: self.hear(report.study_id, said))
         self.heard.pop(report.study_id, None)
         self.metrics.explanations.labels(e.source).inc()
-        if e.fallback_reason: self.metrics.fallbacks.labels(e.fallback_reason).inc()
+        if e.fallback_reason: self.metrics.fallbacks.labels(e.fallback_reason).inc(); event_line("explain", "failure", e.fallback_reason)
         return e
 
     def hear(self,
