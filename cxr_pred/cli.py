@@ -468,15 +468,16 @@ def simulate(
     out: Path = typer.Option(Path("build/simulation"), help="folder for the books, the report, and an own reader's state"),
     seed: int = 0,
 ):
-    "Send films as clinics would, answer as physicians would, and tell whether one was lost; exit status 1 if one was."
+    "Send films as clinics would, answer as physicians would, and tell whether a film or an answer was lost and which alerts were due; exit status 1 if one was lost."
     with plainly():
         from cxr_pred.core import settings
         from cxr_pred.ops.simulate import Physicians, told
         from cxr_pred.ops.simulate import simulate as played
         key = settings().physician_key
         with writing(out): report = played(out, url, raw, source, Physicians(physicians, error=error), key.get_secret_value() if key else "", seed, attempts, n=films, seconds=seconds, pattern=pattern, wrong=wrong, drift=drift, drift_from=drift_from)
-        print(told(report), f"Books: {out / 'books.jsonl'}", sep="\n")
+        print(f"Books: {out / 'books.jsonl'}")
         if not url: print(f"The reader's record: CXR_STATE={out / 'state'} cxr-pred drift --learn {out / 'reference.json'} --most 400, then --reference {out / 'reference.json'}")
+        print(told(report))
     if sum(report["lost"].values()) or report["unexpected"]: raise typer.Exit(1)
 
 # %% ../nbs/04_cli.ipynb #records41

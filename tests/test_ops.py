@@ -99,8 +99,34 @@ def test_simulated_traffic_survives_a_killed_service(bundle, tmp_path):
         text = sender.communicate(timeout=240)[0]
         report = report_of(read_books(books))
         assert sender.returncode == 0 and "nothing lost" in text, text[-3000:]
-        assert report["sent"] == 60 and report["lost"] == {"without_answer": 0, "not_in_record": 0} and not report["unexpected"]
+        assert report["sent"] == 60 and report["lost"] == {"without_answer": 0, "not_in_record": 0, "physicians_answers": 0} and not report["unexpected"]
         assert report["retried"] > 0 and sum(report["answered"].values()) == 60
     finally:
         for p in (sender, child):
             if p and p.poll() is None: p.terminate(); p.wait(20)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    from cxr_pred.data.sample import make_sample
+    make_sample(d := tmp_path_factory.mktemp("drawn"), 40, 96, 0, workers=1)
+    return d
+
+
+@pytest.mark.parametrize("drift", ["none", "scanner"])
+def test_a_changed_scanner_raises_an_alert_and_a_calm_day_none(bundle, drawn, tmp_path, drift):
+    "In the books, in the report and in the last lines that are said; the toy has no reference, so the films themselves are described first."
+    from cxr_pred.ops.simulate import read_books
+    env = os.environ | {"CXR_BUNDLE": str(bundle), "OMP_NUM_THREADS": "1"}
+    played = subprocess.run([sys.executable, "-m", "cxr_pred.cli", "simulate", "--films", "220", "--seconds", "6", "--drift", drift, "--drift-from", "0.5", "--wrong", "0.05", "--raw", str(drawn), "--out", str(tmp_path / "out")],
+                            env=env, capture_output=True, text=True, timeout=400)
+    assert played.returncode == 0, played.stdout[-3000:] + played.stderr[-3000:]
+    report, lines = json.loads((tmp_path / "out/report.json").read_text()), read_books(tmp_path / "out/books.jsonl")
+    assert report["lost"] == {"without_answer": 0, "not_in_record": 0, "physicians_answers": 0} and report["feedback"]["kept"] == report["feedback"]["sent"] > 20
+    assert report["watched"]["films"] > 180 and report["watched"]["reference"].endswith("films that are sent") and [l["by"] for l in lines if l["what"] == "alert"] == [a["by"] for a in report["alerts"]]
+    last = played.stdout.strip().splitlines()[-1]
+    if drift == "none": assert report["alerts"] == [] and last == "No alert."
+    else:
+        first = report["alerts"][0]
+        assert last.startswith("ALERT: ") and "film low" in {a["by"] for a in report["alerts"]} and first["drift"] == "scanner" and 0 < first["since"] < 80, report["alerts"]
+        assert {l["number"]: l["drift"] for l in lines if l["what"] == "sent"}[first["number"]] == "scanner"

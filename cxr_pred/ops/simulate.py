@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['HOURS', 'WRONG', 'TONES', 'DRIFTS', 'REPORT', 'arrivals', 'Source', 'readable', 'sources_of', 'photograph', 'spoiled',
            'Upload', 'plan', 'contents', 'Physicians', 'Books', 'read_books', 'send', 'asked_again', 'run', 'report_of',
-           'told', 'own_service', 'wait_ready', 'simulate']
+           'told', 'yardstick', 'alerts_of', 'watch_books', 'own_service', 'wait_ready', 'simulate']
 
 # %% ../../nbs/ops/simulate.ipynb #c002
 import asyncio
 import io
 import json
+import os
 import secrets
 import time
 import zlib
@@ -166,7 +167,7 @@ def contents(
 class Physicians:
     "How many answer, how often, and how often they err."
     n: int = 3
-    answers: float = 0.3   # share of the answered films
+    answers: float = 0.3   # share of the films that were read
     error: float = 0.05
 
     def answer(self, upload: Upload, seed: int = 0) -> tuple[str, str] | None:
@@ -188,7 +189,9 @@ class Books:
         self.file.write(json.dumps({"what": what, "number": number, **more}) + "\n")
         self.file.flush()
 
-    def close(self) -> None: self.file.close()
+    def close(self) -> None:
+        "All of it is on the disk when this returns."
+        if not self.file.closed: os.fsync(self.file.fileno()); self.file.close()
 
 
 def read_books(path: Path) -> list[dict]:
@@ -268,7 +271,7 @@ async def run(
             books.write("found", line["number"], status=await asked_again(lambda: client.get(f"/v1/studies/{line['study_id']}")))
 
 # %% ../../nbs/ops/simulate.ipynb #c019
-REPORT = ("sent", "answered", "lost", "retried", "refused", "unexpected", "latency", "accuracy", "feedback")
+REPORT = ("sent", "answered", "lost", "retried", "refused", "unexpected", "latency", "accuracy", "feedback", "watched", "alerts")
 
 
 def report_of(lines: list[dict]) -> dict:
@@ -288,10 +291,11 @@ def report_of(lines: list[dict]) -> dict:
     accuracy = [{"films": len(part), "right": float(np.mean([reached[n]["answered"] == sent[n]["label"] for n in part]))} for part in np.array_split(order, 5) if len(part)]
     said = [l for l in lines if l["what"] == "feedback"]
     return {"sent": len(sent), "answered": dict(Counter("refused" if a["status"] != 200 else "ok" if a["answered"] else a["code"] for a in reached.values())),
-            "lost": {"without_answer": len(sent) - len(reached), "not_in_record": sum(found.get(n) != 200 for n in kept)}, "retried": sum(a["attempts"] > 1 for a in back.values()),
+            "lost": {"without_answer": len(sent) - len(reached), "not_in_record": sum(found.get(n) != 200 for n in kept), "physicians_answers": sum(l["status"] != 201 for l in said)}, "retried": sum(a["attempts"] > 1 for a in back.values()),
             "refused": dict(Counter(f"{a['status']} {a['code']}" for a in reached.values() if a["status"] != 200)), "unexpected": dict(unexpected),
             "latency": {f"p{q}_s": round(float(np.percentile(took, q)), 3) for q in (50, 95, 99)} if len(took) else {}, "accuracy": accuracy,
-            "feedback": {"sent": len(said), "kept": sum(l["status"] == 201 for l in said), "agree": sum(l["agrees"] for l in said), "of_open": sum(l.get("open", False) for l in said)}}
+            "feedback": {"sent": len(said), "kept": sum(l["status"] == 201 for l in said), "agree": sum(l["agrees"] for l in said), "of_open": sum(l.get("open", False) for l in said)},
+            "watched": next(({k: v for k, v in l.items() if k not in ("what", "number")} for l in lines if l["what"] == "watched"), None), "alerts": [{k: v for k, v in l.items() if k != "what"} for l in lines if l["what"] == "alert"]}
 
 
 def told(report: dict) -> str:
@@ -303,12 +307,88 @@ def told(report: dict) -> str:
     if report["latency"]: lines.append("Latency of the sender: " + ", ".join(f"{k[:-2].upper()} {v:.2f} s" for k, v in report["latency"].items()) + ".")
     if report["accuracy"]: lines.append("Right, by fifths of the stretch: " + ", ".join(f"{a['right']:.0%} of {a['films']}" for a in report["accuracy"]) + ".")
     if report["feedback"]["sent"]: lines.append(f"Physicians: {report['feedback']['sent']} answers, {report['feedback']['kept']} kept, {report['feedback']['agree']} agree, {report['feedback']['of_open']} of films left open.")
+    watched = report["watched"] or {"reference": None, "why": "nobody looked"}
+    if watched["reference"] is None: lines.append(f"Not watched: {watched['why']}.")
+    else: lines.append(f"Watched: {watched['films']} films and {watched['answers']} physicians' answers, against {watched['reference']}.")
+    if watched["reference"] and not report["alerts"]: lines.append("No alert.")
+    for a in report["alerts"]: lines.append(f"ALERT: {'the answers got worse' if a['by'] == 'outcome' else 'the films changed, by ' + a['by']}, after {a['after']} films" + (f", {a['since']} of them of another kind ({a['drift']})" if a["since"] else ", none of them changed by this simulation") + f": {a['said']}.")
     return "\n".join(lines)
+
+# %% ../../nbs/ops/simulate.ipynb #61f5d2a9
+def yardstick(
+    films: list[Source],   # what the clinic sends, in equal shares
+    raw: Path,
+    classifier,            # a `Classifier`, of the bundle that serves
+    error: float = 0.0,    # share of the physicians' answers that is wrong
+    seed: int = 0,
+) -> tuple[dict, str]:
+    "A reference for these films and whose it is: the bundle's own if it is of films like these, else one of the films themselves."
+    import pandas as pd
+    from cxr_pred.ops.drift import compare, run_films
+    from cxr_pred.ops.reference import WINDOW, load_reference, make_reference
+    some = [films[k] for k in np.random.default_rng(seed).permutation(len(films))[:2 * WINDOW]]
+    seen, right = run_films(raw, pd.DataFrame({"path": [s.path for s in some], "label": [s.label for s in some], "age": [s.age for s in some]}), classifier, 1)
+    try:
+        reference, whose = load_reference(classifier.bundle), "the bundle's own reference"
+        if (other := compare(seen.take(slice(0, WINDOW)), reference)).drifted.any(): raise SetupError("no_reference", f"the bundle's own is of other films, by {other.measure[0]}")
+    except SetupError as e:
+        if e.code != "no_reference": raise
+        reference, whose = make_reference(seen.take(np.arange(2 * WINDOW) % len(some) if len(some) < 2 * WINDOW else slice(None)), right=right), f"the {len(some)} films that are sent"
+    spared = lambda k, n: [round(k * (1 - error)), n]
+    return reference | {"right": reference["right"] and {"accuracy": spared(*reference["right"]["accuracy"])}}, whose
+
+
+def alerts_of(
+    lines: list[dict],     # of the books
+    films: dict,           # by study_id, the study's number in `known`
+    known,                 # `ops.reference.Films`
+    reference: dict,
+    step: int = 10,        # films between two looks
+) -> list[dict]:
+    "What a watch would have raised while the films came: {number (of the upload), by (measure or outcome), after (films), since (of them of another kind), drift, said}."
+    import pandas as pd
+    from cxr_pred.ops.drift import compare
+    from cxr_pred.ops.outcome import LEAST, outcome
+    from cxr_pred.ops.reference import KNOWN, WINDOW
+    sent = {l["number"]: l for l in lines if l["what"] == "sent"}
+    order, told, out, raised = [], [], [], set()
+
+    def alert(by: str, said: str) -> None:
+        if by in raised: return
+        kinds = [sent[n]["drift"] for n, _ in order if sent[n]["drift"] != "none"]
+        raised.add(by); out.append({"number": order[-1][0], "by": by, "after": len(order), "since": len(kinds), "drift": kinds[-1] if kinds else "none", "said": said})
+
+    for l in lines:
+        if l["what"] == "answered" and l.get("study_id") in films and not sent[l["number"]]["wrong"]:
+            order.append((l["number"], films[l["study_id"]]))
+            if len(order) >= KNOWN and len(order) % step == 0:
+                table = compare(known.take([k for _, k in order[-WINDOW:]]), reference)
+                for m in table[table.drifted].itertuples(): alert(m.measure, f"differs by {m.effect:.2f} in the newest {min(WINDOW, len(order))}, chance explains up to {m.limit:.2f}")
+        if l["what"] == "feedback" and l["status"] == 201 and not l["open"]:
+            told.append({"truth": l["label"], "right": l["agrees"]})
+            if len(told) >= LEAST and (o := outcome(pd.DataFrame(told), reference["right"]))["drifted"]: alert("outcome", f"right on {o['newest']['value']:.0%} of the {o['newest']['n']} newest answered films, {o['fewest_right']} are the fewest that chance explains")
+    return out
+
+
+def watch_books(
+    books: Books,
+    store,                 # the `Store` that the reader wrote into
+    reference: dict,
+    whose: str,            # whose reference it is, for people
+) -> None:
+    "Look at what the books say was sent and what the record knows of it; the looks and their alerts go into the books."
+    from cxr_pred.ops.drift import newest_studies, store_films
+    lines = read_books(books.path)
+    ids = {l["study_id"] for l in lines if l["what"] == "answered" and l.get("study_id")}
+    rows = [r for r in newest_studies(store, most=len(lines)) if r.id in ids]
+    films, how = store_films(rows, store)
+    books.write("watched", len(lines), reference=whose, films=len(rows), answers=sum(l["what"] == "feedback" and l["status"] == 201 and not l["open"] for l in lines), known_by=how)
+    for a in alerts_of(lines, {r.id: k for k, r in enumerate(rows)}, films, reference): books.write("alert", **a)
 
 # %% ../../nbs/ops/simulate.ipynb #c027
 def own_service(folder: Path, key: str):
     "Start a reader as a child process with its state below a folder; the process and its address. Raises `SetupError` cannot_start."
-    import os, re, subprocess, sys
+    import re, subprocess, sys
     env = os.environ | {"CXR_STATE": str(Path(folder) / "state"), "CXR_PHYSICIAN_KEY": key}
     child = subprocess.Popen([sys.executable, "-m", "cxr_pred.cli", "serve", "--no-ui", "--port", "0"], env=env, stdout=subprocess.PIPE, text=True)
     found = re.search(r"http://[\d.]+:\d+", child.stdout.readline())
@@ -339,25 +419,33 @@ def simulate(
     attempts: int = 8,               # of each file
     **how,                           # of `plan`
 ) -> dict:
-    "Play a stretch of traffic; the report, which is also written as report.json beside the books."
+    "Play a stretch of traffic, and look at it as a drift watch would where the reader was an own one; the report, which is also written as report.json beside the books."
     from cxr_pred.core import write_json
     folder = Path(folder)
     if raw is None:
         from cxr_pred.data.sample import make_sample
         raw = folder / "raw"
         if not raw.is_dir(): make_sample(raw, 120, 192, seed)
-    uploads, child = plan(sources_of(raw, names), seed=seed, **how), None
+    films, child = sources_of(raw, names), None
+    uploads = plan(films, seed=seed, **how)
     try:
         if url is None: key = secrets.token_hex(16); child, url = own_service(folder, key)
         wait_ready(url)
         books = Books(folder / "books.jsonl")
         asyncio.run(run(url, uploads, raw, books, physicians if key else Physicians(0), key, seed=seed, attempts=attempts))
-        books.close()
     finally:
         if child:
             child.terminate()
             try: child.wait(20)
             except Exception: child.kill(); child.wait()
-    report = report_of(read_books(folder / "books.jsonl"))
+    if not child: books.write("watched", len(uploads), reference=None, why="the record is the reader's own; `cxr-pred watch` or `cxr-pred drift` looks there")
+    else:
+        from cxr_pred.store import Store
+        from cxr_pred.vision.classify import Classifier
+        store = Store(state=folder / "state")
+        try: watch_books(books, store, *yardstick(films, raw, Classifier(threads=1), physicians.error, seed))
+        finally: store.close()
+    books.close()
+    report = report_of(read_books(books.path))
     write_json(folder / "report.json", report)
     return report
