@@ -678,13 +678,14 @@ def stack(
     free_ports: bool = typer.Option(False, "--free-ports", help="any ports that are free, not the usual ones"),
     ui: bool = typer.Option(True, "--ui/--no-ui", help="with the page at /"),
     as_json: bool = typer.Option(False, "--json", help="print the addresses as one line of JSON"),
+    ray_python: Path = typer.Option(None, envvar="CXR_RAY_PYTHON", help="python of an environment that has Ray; without one Ray is left out"),
 ):
-    """Start database, object store, tracking, readers, proxy, monitoring and archive; Ctrl-C stops them.
+    """Start database, object store, tracking, readers, proxy, monitoring, archive and JupyterLab; Ctrl-C stops them.
 
-    Not among them: Elasticsearch, Kibana, Grafana, Ray, JupyterLab and Airflow. deploy/README.md says what is there instead of each."""
+    Ray where an environment that has it is named. Not among them: Elasticsearch, Kibana, Grafana and Airflow. deploy/README.md says what is there instead of each."""
     with plainly():
         from cxr_pred.ops.stack import run_house
-        if (status := run_house(folder, bundle, free_ports, ui, as_json)): raise typer.Exit(status)
+        if (status := run_house(folder, bundle, free_ports, ui, as_json, ray_python)): raise typer.Exit(status)
 
 # %% ../nbs/04_cli.ipynb #month0cl2
 @cli.command()

@@ -335,7 +335,7 @@ def test_what_the_house_has_not_is_said():
     table, said = "\n".join(l for l in section.splitlines() if l.startswith("|")), (ROOT / "Makefile").read_text().split("\nhelp:")[1].split("\nsetup:")[0]
     for part in ("Elasticsearch", "Kibana", "Grafana", "Ray", "Airflow"): assert part in table and part in said and part in stack.__doc__, part
     begun = set(re.findall(r"self\.begin\((\w+), site", Path(sys.modules[House.__module__].__file__).read_text()))
-    assert {"rsyslog", "haproxy", "orthanc", "monitoring", "watches"} <= begun and not begun & {"elasticsearch", "kibana", "grafana", "ray", "airflow"}
+    assert {"rsyslog", "haproxy", "orthanc", "monitoring", "watches", "jupyter", "ray"} <= begun and not begun & {"elasticsearch", "kibana", "grafana", "airflow"}
 
 
 def test_films_go_on_from_the_archive_to_a_server_that_it_knows():

@@ -1,5 +1,5 @@
 "The whole house: a film from the archive to the reader, into database, tracking and monitoring, and its report back. Minutes; `make test-all`."
-import json, os, re, signal, ssl, subprocess, sys, time
+import io, json, os, signal, ssl, subprocess, sys, time
 from pathlib import Path
 
 import httpx
@@ -15,6 +15,7 @@ from cxr_pred.database import plain_url
 ROOT = root()
 slow = pytest.mark.skipif(not os.environ.get("CXR_SLOW"), reason="slow, starts everything: make test-all")
 CLI = [sys.executable, "-W", "ignore", "-m", "cxr_pred.cli"]
+RAY = os.environ.get("CXR_RAY_PYTHON")   # as tests/test_machines.py
 
 
 def until(look, seconds=240, what="it"):
@@ -27,18 +28,31 @@ def until(look, seconds=240, what="it"):
         time.sleep(0.5)
 
 
+def told(said, **numbers):
+    "Write seconds into the house's books, and print them."
+    with open(Path(said["folder"]) / "books.jsonl", "a") as f: f.write(json.dumps(numbers) + "\n")
+    print(f"\n{numbers}")
+
+
+def coded(items):
+    "Concept name and value of every code in a structured report's tree."
+    for item in items:
+        if item.ValueType == "CODE": yield item.ConceptNameCodeSequence[0].CodeValue, item.ConceptCodeSequence[0].CodeValue
+        yield from coded(item.get("ContentSequence", []))
+
+
 @pytest.fixture(scope="module")
 def house(tmp_path_factory):
     "The running house: what it printed, and its process."
     d = tmp_path_factory.mktemp("house")
     env = {k: v for k, v in os.environ.items() if not k.startswith(("CXR_", "AWS_", "MLFLOW_"))} | {"CXR_THREADS": "1", "OMP_NUM_THREADS": "1"}
     begun = time.monotonic()
-    p = subprocess.Popen([*CLI, "stack", "--folder", str(d / "house"), "--bundle", str(ROOT / "models/release"), "--free-ports", "--no-ui", "--json"], env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=open(d / "said", "w"), text=True)
+    p = subprocess.Popen([*CLI, "stack", "--folder", str(d / "house"), "--bundle", str(ROOT / "models/release"), "--free-ports", "--no-ui", "--json", *(["--ray-python", RAY] if RAY else [])], env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=open(d / "said", "w"), text=True)
     try:
         line = p.stdout.readline()
         assert line, (d / "said").read_text()[-4000:]
         said = json.loads(line)
-        print(f"\nup after {time.monotonic() - begun:.0f} s: {said['seconds']}")
+        told(said, up_s=round(time.monotonic() - begun, 1), parts_s=said["seconds"])
         yield said, p, env
     finally:
         if p.poll() is None: p.send_signal(signal.SIGINT)
@@ -52,7 +66,7 @@ def house(tmp_path_factory):
 def test_a_film_goes_through_all_of_it_and_its_report_comes_back(house, tmp_path):
     said, process, env = house
     if not can_unshare(): pytest.skip("no network of its own can be made here for Orthanc")
-    assert said["missing"] == {}, said["missing"]
+    assert set(said["missing"]) == (set() if RAY else {"ray"}), said["missing"]
     port, folder, own, begun = said["ports"], Path(said["folder"]), env | said["env"], time.monotonic()
     web = httpx.Client(trust_env=False, timeout=60)
     clinic = httpx.Client(trust_env=False, timeout=60, verify=ssl.create_default_context(cafile=folder / "secrets/certificate.pem"))
@@ -83,8 +97,21 @@ def test_a_film_goes_through_all_of_it_and_its_report_comes_back(house, tmp_path
     assert web.get(f"http://127.0.0.1:{port['orthanc']}/system").status_code == 401, "not without a password"
     def reports(head):
         found = archive.post("/tools/find", json={"Level": "Instance", "Query": {"StudyInstanceUID": head.StudyInstanceUID}}).json()
-        return [t for t in (archive.get(f"/instances/{i}/simplified-tags").json() for i in found) if t["Modality"] == "SR"]
-    for head in heads: assert until(lambda: reports(head), what="the report in the archive")[0]["PatientID"] == head.PatientID
+        return [i for i in found if archive.get(f"/instances/{i}/simplified-tags").json()["Modality"] == "SR"]
+    answers = []
+    for head in heads:
+        sr = pydicom.dcmread(io.BytesIO(archive.get(f"/instances/{until(lambda: reports(head), what='the report in the archive')[0]}/file").content))
+        assert (sr.PatientID, sr.StudyInstanceUID) == (head.PatientID, head.StudyInstanceUID)
+        codes = list(coded(sr.ContentSequence))
+        answers += [v for n, v in codes if n == "ANSWER"]
+    assert sorted(answers) == sorted(label if status == "ok" else reason.upper()[:16] for status, label, reason in ask("SELECT status, label, reason_code FROM studies")), "each report names what the record holds"
+    until(lambda: ask("SELECT count(*) FROM explanations")[0][0] == 2, what="two explanations in PostgreSQL")
+    assert {i for i, in ask("SELECT study_id FROM explanations")} == set(ids) and all(json.loads(b) if isinstance(b, str) else b for b, in ask("SELECT body FROM explanations"))
+    def lines(): return [json.loads(l) for l in (folder / "log/cxr.jsonl").read_text().splitlines()]
+    until(lambda: sum(l.get("event", {}).get("action") == "film-read" for l in lines()) == 2, what="two films in the log that rsyslog gathers")
+    assert [l["http"]["response"]["status_code"] for l in lines() if l.get("url", {}).get("path") == "/dicomweb/studies"] == [200, 200], "and the archive's two requests"
+    chain = {(l["event"]["sequence"], l["event"]["hash"]) for l in lines() if "sequence" in l.get("event", {})}
+    assert chain and chain <= {tuple(r) for r in ask("SELECT id, hash FROM audit_log")}, "what the log holds of the audit log is in it"
 
     def metric(query):
         r = web.get(f"http://127.0.0.1:{port['prometheus']}/api/v1/query", params={"query": query}).json()["data"]["result"]
@@ -95,6 +122,10 @@ def test_a_film_goes_through_all_of_it_and_its_report_comes_back(house, tmp_path
     until(lambda: metric('count(up{job=~"cxr-reader|cxr-watch|cxr-rollout|haproxy|cxr-writer"} == 1)') >= 5, what="the services in Prometheus")
     assert web.get(f"http://127.0.0.1:{port['alertmanager']}/api/v2/status").status_code == 200
 
+    token = {"Authorization": f"token {(folder / 'secrets/jupyter_token').read_text()}"}
+    status = web.get(f"http://127.0.0.1:{port['jupyter']}/api/status", headers=token).json()
+    assert status["kernels"] == 0 and web.get(f"http://127.0.0.1:{port['jupyter']}/api/status").status_code == 403, "JupyterLab, and not without its token"
+
     with engine.begin() as c: c.execute(text("UPDATE studies SET created_at = created_at - interval '1 hour'"))   # so that their hour is over
     hour = subprocess.run([*CLI, "report-hour"], env=own, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert hour.returncode == 0 and "logged as" in hour.stdout, hour.stdout + hour.stderr
@@ -102,7 +133,27 @@ def test_a_film_goes_through_all_of_it_and_its_report_comes_back(house, tmp_path
     metrics = {m["key"]: m["value"] for m in run["data"]["metrics"]}
     assert metrics["films"] == 2 and metrics["p99_ms"] > 0, metrics
     engine.dispose()
-    print(f"through all of it in {time.monotonic() - begun:.0f} s")
+    told(said, through_s=round(time.monotonic() - begun, 1))
+
+
+@slow
+@needs("haproxy")
+@pytest.mark.skipif(not RAY, reason="no environment with Ray is named: CXR_RAY_PYTHON")
+def test_a_job_runs_on_both_workers(house):
+    "As deploy/ray's README says it; the job sees tracking through the wall, and nothing sees Ray without its token."
+    said, process, env = house
+    if not can_unshare(): pytest.skip("no network of its own can be made here for Ray")
+    at, own = f"http://127.0.0.1:{said['ports']['ray']}", env | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(Path(said["folder"]) / "secrets/ray_token")}
+    assert httpx.get(f"{at}/api/version", trust_env=False).status_code == 401
+    job = """import os, time, urllib.request, ray
+ray.init(log_to_driver=False)
+@ray.remote(num_cpus=1)
+def where(): time.sleep(3); return ray.util.get_node_ip_address(), urllib.request.urlopen(os.environ["MLFLOW_TRACKING_URI"] + "/health", timeout=30).status, os.environ["OMP_NUM_THREADS"], "CXR_DATABASE_URL" in os.environ
+print("seen", sorted(ray.get([where.remote() for _ in range(2)])))"""
+    begun = time.monotonic()
+    r = subprocess.run([str(Path(RAY).with_name("ray")), "job", "submit", "--address", at, "--runtime-env", str(ROOT / "deploy/ray/runtime_env.yaml"), "--", RAY, "-c", job], env=own, capture_output=True, text=True, timeout=400)
+    assert r.returncode == 0 and "seen [('127.0.0.3', 200, '4', False), ('127.0.0.4', 200, '4', False)]" in r.stdout, r.stdout[-3000:] + r.stderr[-3000:]
+    told(said, ray_job_s=round(time.monotonic() - begun, 1))
 
 
 @slow
@@ -117,4 +168,5 @@ def test_nothing_is_left_when_it_stops(house):
     assert process.wait(180) == 0
     left = [p for p in ours if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     assert left == [] and not psutil.pid_exists(database), left
-    assert not re.search(said["env"]["AWS_SECRET_ACCESS_KEY"], "".join(f.read_text(errors="replace") for f in Path(said["folder"]).glob("*.log"))), "no key in a log"
+    logs = "".join(f.read_text(errors="replace") for f in Path(said["folder"]).glob("*.log"))
+    assert not [k for k in (f.read_text() for f in (Path(said["folder"]) / "secrets").iterdir() if f.suffix == "") if k in logs] and said["env"]["AWS_SECRET_ACCESS_KEY"] not in logs, "no key in a log"

@@ -6,10 +6,10 @@
 __all__ = ['PORTS', 'OURS', 'is_free', 'ports', 'Part', 'answers', 'relay', 'relays', 'behind_the_wall', 'wall', 'secret',
            'certificate', 'prometheus_config', 'alertmanager_config', 'orthanc_config', 'rsyslog_config', 'Database',
            'weed', 'program', 'Site', 's3', 'mlflow', 'haproxy', 'reader', 'writer', 'watches', 'monitoring', 'orthanc',
-           'rsyslog', 'House', 'run_house']
+           'rsyslog', 'for_jobs', 'jupyter', 'side_by_side', 'ray', 'House', 'run_house']
 
 # %% ../../nbs/ops/stack.ipynb #21a2d103
-import asyncio, json, os, secrets, shutil, signal, socket, subprocess, sys, threading, time
+import asyncio, json, os, secrets, shutil, signal, socket, subprocess, sys, tempfile, threading, time
 from collections.abc import Callable
 from contextlib import ExitStack
 from importlib.util import find_spec
@@ -21,7 +21,7 @@ from ..vision.classify import find_bundle
 
 # %% ../../nbs/ops/stack.ipynb #71c402c1
 PORTS = {"clinic": 8443, "stable": 8001, "canary": 8002, "proxy_admin": 9999, "proxy_metrics": 8405, "writer": 8011, "watch": 9109, "rollout": 9110, "mlflow": 5000, "prometheus": 9090, "alertmanager": 9093,
-         "orthanc": 8042, "orthanc_dicom": 4242, "s3": 8333, "s3_master": 9333, "s3_volume": 8081, "s3_filer": 8888}
+         "orthanc": 8042, "orthanc_dicom": 4242, "s3": 8333, "s3_master": 9333, "s3_volume": 8081, "s3_filer": 8888, "jupyter": 8889, "ray": 8265}
 
 
 def is_free(port: int) -> bool:
@@ -61,8 +61,9 @@ class Part:
         folder: Path = Path("."),        # for its log
         stops: int = signal.SIGTERM,
         patience_s: float = 20,          # after that it is killed
+        after: Callable[[], None] = lambda: None,   # done when it has ended
     ):
-        self.name, self.command, self.ready, self.address, self.env, self.stops, self.patience_s = name, [str(c) for c in command], ready, address, env or {}, stops, patience_s
+        self.name, self.command, self.ready, self.address, self.env, self.stops, self.patience_s, self.after = name, [str(c) for c in command], ready, address, env or {}, stops, patience_s, after
         self.log, self.child, self.took = Path(folder) / f"{name.replace(' ', '-')}.log", None, None
 
     def start(self) -> "Part":
@@ -84,12 +85,14 @@ class Part:
 
     def stop(self) -> None:
         "Stop it and whatever it started."
-        if self.child is None or self.child.poll() is not None: return
-        self.child.send_signal(self.stops)
-        try: self.child.wait(self.patience_s)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.child.pid, signal.SIGKILL); self.child.wait()
-        self.child.stdin.close()
+        if self.child is None: return
+        if self.child.poll() is None:
+            self.child.send_signal(self.stops)
+            try: self.child.wait(self.patience_s)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.child.pid, signal.SIGKILL); self.child.wait()
+            self.child.stdin.close()
+        self.after()
 
 
 def answers(url: str, status: int = 200) -> Callable[[], bool]:
@@ -140,11 +143,13 @@ def behind_the_wall(pairs: list, command: list[str]) -> int:
     return child.wait()
 
 
-def wall() -> list[str]:
+def wall(
+    *more: str,   # further options of unshare
+) -> list[str]:
     "The command that gives a program a network of its own. Raises `SetupError` no_wall."
-    for command in (["unshare", "--net"], ["unshare", "--net", "--map-root-user"]):
+    for command in (["unshare", "--net", *more], ["unshare", "--net", "--map-root-user", *more]):
         if shutil.which("unshare") and subprocess.run([*command, "true"], capture_output=True).returncode == 0: return command
-    raise SetupError("no_wall", "No network of its own can be made here, and Orthanc would listen on every address of this machine.", "Run it as root, or allow user namespaces.")
+    raise SetupError("no_wall", "No network of its own can be made here, and the program would listen on every address of this machine.", "Run it as root, or allow user namespaces.")
 
 # %% ../../nbs/ops/stack.ipynb #e5484d57
 def secret(folder: Path, name: str) -> str:
@@ -346,6 +351,68 @@ def rsyslog(site: Site) -> Part:
     (conf := folder / "rsyslog.conf").write_text(rsyslog_config(folder))
     return Part("rsyslog", [program("rsyslogd"), "-n", "-f", conf, "-i", pid], pid.exists, f"{folder / 'log/cxr.jsonl'}  (the lines of our services' logs, in Elastic's schema)", {}, folder)
 
+# %% ../../nbs/ops/stack.ipynb #6c6341c8
+def for_jobs(site: Site) -> dict[str, str]:
+    "What notebooks and jobs are told."
+    return {"MLFLOW_TRACKING_URI": site.at("mlflow"), "MLFLOW_DISABLE_TELEMETRY": "true", "RAY_ADDRESS": site.at("ray"), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(site.folder / "secrets/ray_token"), "RAY_USAGE_STATS_ENABLED": "0"} | {k: v for k, v in site.env.items() if k.startswith("AWS_")}
+
+
+def jupyter(site: Site) -> Part:
+    "JupyterLab over the project's notebooks. Raises `SetupError` no_jupyter."
+    if not find_spec("jupyterlab"): raise SetupError("no_jupyter", "JupyterLab is not installed.", "pip install 'cxr_pred[dev]'")
+    import httpx
+    token, own = secret(site.folder, "jupyter_token"), site.folder / "jupyter"
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={site.port['jupyter']}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={root() / 'nbs'}", *(["--allow-root"] if os.geteuid() == 0 else [])]
+    env = {"JUPYTER_TOKEN": token, "JUPYTER_CONFIG_DIR": str(own / "config"), "JUPYTER_DATA_DIR": str(own / "data"), "JUPYTER_RUNTIME_DIR": str(own / "run")} | for_jobs(site)
+    ready = lambda: httpx.get(f"{site.at('jupyter')}/api/status", headers={"Authorization": f"token {token}"}, timeout=5, trust_env=False).status_code == 200
+    return Part("JupyterLab", command, ready, f"{site.at('jupyter')}/lab  (token: secrets/jupyter_token)", env, site.folder)
+
+
+def side_by_side(
+    programs: list,             # (command, host, port where it listens once the next may come)
+    patience_s: float = 300,    # for each; then the next comes all the same
+    tries: int = 3,             # of one that ends before it listens
+) -> int:
+    "Start programs one after another, and run until one of them ends; 1, for none should."
+    children = []
+    def listens(host, port):
+        with socket.socket() as s: return s.connect_ex((host, port)) == 0
+    for command, host, port in programs:
+        for _ in range(tries):
+            child, end = subprocess.Popen(command, stdin=subprocess.DEVNULL), time.monotonic() + patience_s
+            while not listens(host, port) and child.poll() is None and time.monotonic() < end: time.sleep(0.2)
+            if child.poll() is None: break
+        children.append(child)
+    while all(c.poll() is None for c in children): time.sleep(0.2)
+    for c in children: c.terminate()
+    for c in children: c.wait()
+    return 1
+
+
+def ray(
+    site: Site,
+    python: Path | None,   # of an environment that has Ray
+) -> Part:
+    "Ray: a head and two workers in a network of their own, and the relays to it. Raises `SetupError`: no_ray, no_wall."
+    import httpx
+    exe = python and Path(python).with_name("ray")
+    if not exe or not exe.is_file(): raise SetupError("no_ray", "No environment with Ray is named." if not exe else f"There is no {exe}.", "uv venv DIR; uv pip install --python DIR/bin/python 'ray[default]==2.60.0'; then --ray-python DIR/bin/python, or CXR_RAY_PYTHON.")
+    run, token, p = wall("--pid", "--fork", "--kill-child", "--mount-proc"), secret(site.folder, "ray_token"), site.port
+    own = Path(tempfile.mkdtemp(prefix="ray"))
+    sockets = {n: str(own / f"{n}.sock") for n in ("ray", "mlflow", "s3")}
+    relays([[p["ray"], sockets["ray"]], *([sockets[n], p[n]] for n in ("mlflow", "s3"))])
+    inside = [[sockets["ray"], 8265], *([p[n], sockets[n]] for n in ("mlflow", "s3"))]
+    def node(k: int, *how: str) -> tuple[list[str], str, int]:
+        named = [f"--{name}-port={6400 + 10 * k + i}" for i, name in enumerate(("dashboard-agent-grpc", "dashboard-agent-listen", "runtime-env-agent", "metrics-export", "node-manager", "object-manager"))]
+        return [str(exe), "start", *how, f"--node-ip-address=127.0.0.{k}", *named, "--block", "--disable-usage-stats", "--object-store-memory=80000000", "--min-worker-port=0", "--max-worker-port=0"], f"127.0.0.{k}", 6401 + 10 * k   # two that come at once would take the same names, and the agent is what comes last
+    nodes = [node(2, "--head", "--port=6379", "--dashboard-host=127.0.0.1", "--dashboard-port=8265", "--num-cpus=0", f"--temp-dir={own / 't'}"), *(node(k, "--address=127.0.0.2:6379", "--num-cpus=1") for k in (3, 4))]
+    in_there = [sys.executable, "-c", "import json, sys; from cxr_pred.ops.stack import side_by_side; sys.exit(side_by_side(json.loads(sys.argv[1])))", json.dumps(nodes)]
+    command = [*run, sys.executable, "-c", "import json, sys; from cxr_pred.ops.stack import behind_the_wall; sys.exit(behind_the_wall(*map(json.loads, sys.argv[1:])))", json.dumps(inside), json.dumps(in_there)]
+    def ready():
+        r = httpx.get(f"{site.at('ray')}/nodes?view=summary", headers={"Authorization": f"Bearer {token}"}, timeout=5, trust_env=False)
+        return r.status_code == 200 and sum(n["raylet"].get("state") == "ALIVE" for n in r.json()["data"]["summary"]) == 3
+    return Part("Ray", command, ready, f"{site.at('ray')}  (a head and two workers; token: secrets/ray_token; ray job submit --runtime-env deploy/ray/runtime_env.yaml -- ...)", for_jobs(site) | {"RAY_raylet_start_wait_time_s": "300", "RAY_agent_register_timeout_ms": "300000"}, site.folder, stops=signal.SIGKILL, after=lambda: shutil.rmtree(own, ignore_errors=True))
+
 # %% ../../nbs/ops/stack.ipynb #cf4efdda
 class House:
     "All parts, started and stopped together."
@@ -356,8 +423,9 @@ class House:
         any_ports: bool = False,     # free ones, not the usual
         ui: bool = True,             # with the page
         tell: Callable = print,
+        ray_python: Path | None = None,   # of an environment that has Ray
     ):
-        self.folder, self.bundle, self.ui, self.tell = Path(folder).absolute(), Path(bundle or find_bundle()).absolute(), ui, tell
+        self.folder, self.bundle, self.ui, self.tell, self.ray_python = Path(folder).absolute(), Path(bundle or find_bundle()).absolute(), ui, tell, ray_python
         self.folder.mkdir(parents=True, exist_ok=True)
         self.port, self.parts, self.missing, self.stack = ports(any_ports), [], {}, ExitStack()
 
@@ -380,6 +448,7 @@ class House:
             self.begin(rsyslog, site)
             self.wait(self.begin(s3, site), 60)
             self.begin(mlflow, site, database.url("mlflowdb"))
+            self.begin(jupyter, site); self.begin(ray, site, self.ray_python)
             self.begin(haproxy, site, needed=True)
             self.begin(writer, site, self.bundle)
             self.first_version()
@@ -430,11 +499,12 @@ def run_house(
     any_ports: bool = False,
     ui: bool = True,
     as_json: bool = False,    # addresses as one line of JSON
+    ray_python: Path | None = None,   # of an environment that has Ray
 ) -> int:
     "Start the house, say where everything is, and stop it at Ctrl-C or SIGTERM; exit status 1 where a part ended by itself."
     stopping = threading.Event()
     for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, lambda *a: stopping.set())
-    house = House(folder, bundle, any_ports, ui, lambda *a: print(*a, file=sys.stderr, flush=True))
+    house = House(folder, bundle, any_ports, ui, lambda *a: print(*a, file=sys.stderr, flush=True), ray_python)
     addresses = house.start()
     try:
         if as_json: print(json.dumps({"addresses": addresses, "ports": house.port, "missing": house.missing, "folder": str(house.folder), "env": house.site.env, "seconds": {p.name: round(p.took, 1) for p in house.parts}}), flush=True)
