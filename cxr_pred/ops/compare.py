@@ -46,6 +46,7 @@ def log_bet(
 class Comparison(BaseModel):
     "Two versions' films and faults so far, and the evidence that they gave."
     margin: float = 0.01                     # how much worse is still good enough, as a difference of shares
+    slack: float = 0.0                       # how much more is not called worse yet, as a difference of shares
     doubt: float = 0.025                     # how often a verdict may be wrong, ever
     expected: float = 0.005                  # share of faults that one expects beforehand
     n: tuple[int, int] = (0, 0)              # films of the old and the new version
@@ -64,7 +65,7 @@ class Comparison(BaseModel):
     ) -> "Comparison":
         "The comparison with one more block."
         guess = self.guess()
-        worse, good = self.log_worse + log_bet(n, bad, guess), self.log_good + log_bet(n, bad, guess, self.margin, "below")
+        worse, good = self.log_worse + log_bet(n, bad, guess, self.slack), self.log_good + log_bet(n, bad, guess, self.margin, "below")
         enough = -math.log(self.doubt)
         verdict = self.verdict if self.verdict != "open" else "worse" if worse >= enough else "good" if good >= enough else "open"
         add = lambda a, b: tuple(x + y for x, y in zip(a, b))
