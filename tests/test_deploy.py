@@ -227,13 +227,15 @@ print(watch.page().decode())
 
 
 def test_the_watch_needs_no_more_than_its_lock(tmp_path):
+    from cxr_pred.ops.rollout import target
     from cxr_pred.vision.toy import toy_bundle
     from test_monitoring import drift_reference
     locked = {p.split("==")[0].split("[")[0] for p in pins(DEPLOY / "docker/requirements/watch.lock")}
     assert not {"torch", "gradio", "matplotlib", "pyarrow"} & locked
     toy_bundle(tmp_path / "toy"); drift_reference(tmp_path / "reference.json")
     said = good(run(sys.executable, "-c", WATCHED, tmp_path, " ".join(sorted(locked | {"cxr-pred"}))))
-    assert "cxr_drift_films 60.0" in said and "cxr_drift_reference_missing 0.0" in said and 'cxr_drifted{what="input"} 1.0' in said, "noise is not what the reference holds"
+    hash = target(tmp_path / "toy").hash
+    assert f'cxr_drift_films{{bundle_hash="{hash}"}} 60.0' in said and f'cxr_drift_reference_missing{{bundle_hash="{hash}"}} 0.0' in said and f'cxr_drifted{{bundle_hash="{hash}",what="input"}} 1.0' in said, "noise is not what the reference holds"
 
 
 def test_dockerfiles():
