@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['cli', 'NO_ANSWER', 'BUNDLE', 'HOST', 'PORT', 'ECS', 'feedback', 'REFERENCE', 'READ_AGAIN', 'users', 'keys', 'ROLE',
-           'rollouts', 'WHY', 'originals', 'plainly', 'writing', 'answer', 'line', 'explainer', 'hand_over',
+           'rollouts', 'WHY', 'BY', 'originals', 'plainly', 'writing', 'answer', 'line', 'explainer', 'hand_over',
            'open_reader', 'draw', 'terminal', 'tell', 'predict', 'batch', 'log_as', 'serve', 'end_with_parent',
            'llm_serve', 'app', 'llm_publish', 'fetch_data', 'link_data', 'data_page', 'pipeline', 'export', 'doctor',
            'test_films', 'film_to_show', 'show', 'load', 'drift', 'watch', 'simulate', 'records', 'forget', 'sweep',
            'backup', 'restore', 'audit', 'users_add', 'users_list', 'users_disable', 'keys_add', 'keys_list',
-           'keys_revoke', 'steering', 'rollout_start', 'rollout_new_key', 'rollout_sign', 'rollout_status',
+           'keys_revoke', 'who', 'steering', 'rollout_start', 'rollout_new_key', 'rollout_sign', 'rollout_status',
            'rollout_promote', 'rollout_rollback', 'rollout_watch', 'rollout_serve', 'stack', 'month', 'report_hour',
            'films', 'queue', 'suspects', 'retrain', 'originals_new_key', 'originals_get', 'originals_reseal', 'main']
 
@@ -431,8 +431,9 @@ def drift(
 @cli.command()
 def watch(host: str = HOST, port: int = typer.Option(9109, help="0: any that is free"), every: float = typer.Option(3600, min=1, help="seconds between two looks"),
           reference: Path = REFERENCE, bundle: Path = BUNDLE, read_again: bool = READ_AGAIN, ecs: bool = ECS):
-    "Measure drift, accuracy and what became of the films again and again, and serve it to Prometheus at /metrics."
+    "Measure drift, accuracy and what became of the films again and again, and serve it to Prometheus at /metrics; of the versions that a rollout has in use, where there is one and --bundle names none."
     with plainly():
+        from cxr_pred.core import settings
         from cxr_pred.ops.exporter import Watch, server
         from cxr_pred.ops.reference import load_reference
         from cxr_pred.store import Store
@@ -443,7 +444,7 @@ def watch(host: str = HOST, port: int = typer.Option(9109, help="0: any that is 
         except SetupError as e:
             if e.code != "no_reference": raise
             print(e, "Drift is not watched.", file=sys.stderr); told = None
-        seen = Watch(Store(), classifier, told, read_again)
+        seen = Watch(Store(), classifier, told, read_again, follows=None if bundle else settings().state)
         with server(seen, host, port) as http:
             threading.Thread(target=seen.keep_looking, args=(every,), name="watch", daemon=True).start()
             print(f"Numbers for Prometheus: http://{host}:{http.server_address[1]}/metrics. Ctrl-C stops it.", flush=True)
@@ -586,6 +587,18 @@ def keys_revoke(number: int):
 rollouts = typer.Typer(help="A new version by steps, and back.", no_args_is_help=True)
 cli.add_typer(rollouts, name="rollout")
 WHY = typer.Option("by hand", help="for the log")
+BY = typer.Option(None, "--by", help="who does it, for the log; the name that this machine knows its user by if not given")
+
+
+def who(by: str | None) -> str:
+    "The name for the log. Raises `InputError` no_name."
+    import pwd
+    from cxr_pred.core import InputError
+    if by is None:
+        try: return pwd.getpwuid(os.getuid()).pw_name
+        except KeyError: return f"uid {os.getuid()}"   # an image's user need not have a name
+    if not by.strip() or len(by) > 80 or not by.isprintable(): raise InputError("no_name", "--by takes a name of up to 80 printable letters.", "Say who does it.")
+    return by.strip()
 
 
 @contextmanager
@@ -596,9 +609,9 @@ def steering():
 
 
 @rollouts.command("start")
-def rollout_start(bundle: Path = typer.Argument(help="folder of the new bundle")):
+def rollout_start(bundle: Path = typer.Argument(help="folder of the new bundle"), by: str = BY):
     "Check every file of a bundle, test it under load, and let it read a tenth of the films; exit status 1 if it is refused."
-    with steering() as r: state = r.start(bundle); print(f"{(state.candidate or state.stable).version}: {state.stage}. `cxr-pred rollout watch` takes it further, `cxr-pred rollout status` says where it stands.")
+    with steering() as r: state = r.start(bundle, who(by)); print(f"{(state.candidate or state.stable).version}: {state.stage}. `cxr-pred rollout watch` takes it further, `cxr-pred rollout status` says where it stands.")
 
 
 @rollouts.command("new-key")
@@ -626,15 +639,15 @@ def rollout_status(as_json: bool = typer.Option(False, "--json", help="print the
 
 
 @rollouts.command("promote")
-def rollout_promote(why: str = WHY):
+def rollout_promote(why: str = WHY, by: str = BY):
     "Go one step on: all films to the new version, or the old one away."
-    with steering() as r: print(f"{r.promote(why=why).stage}")
+    with steering() as r: print(f"{r.promote(who(by), why).stage}")
 
 
 @rollouts.command("rollback")
-def rollout_rollback(to: str = typer.Option(None, help="an earlier version's name or hash; the one before if not given"), why: str = WHY):
+def rollout_rollback(to: str = typer.Option(None, help="an earlier version's name or hash; the one before if not given"), why: str = WHY, by: str = BY):
     "Back to the old version at once, or to an earlier one as soon as its reader is ready."
-    with steering() as r: state = r.rollback(why=why, to=to); print(f"{state.stage}: {(state.candidate or state.stable).version}")
+    with steering() as r: state = r.rollback(who(by), why, to=to); print(f"{state.stage}: {(state.candidate or state.stable).version}")
 
 
 @rollouts.command("watch")
@@ -665,7 +678,7 @@ def rollout_serve(server: str = typer.Argument(help="stable or canary"), port: i
         if server not in SERVERS: raise InputError("unknown_server", f"There is no server {server!r}.", f"Use one of: {', '.join(SERVERS)}.")
         memory = Memory(settings().state)
         if first and memory.read().stable is None:
-            with steering() as r: r.start(first)
+            with steering() as r: r.start(first, "rollout serve")
         slot = Slot(memory, server, port, ("--host", host, "--ui" if ui else "--no-ui", *(["--ecs"] if ecs else [])), proxy=RolloutSettings().proxy)
         for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, lambda *a: slot.stopping.set())
         slot.keep()

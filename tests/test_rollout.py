@@ -172,10 +172,14 @@ def test_production_goes_back_at_once_and_haproxy_may_forget(site):
 
 def test_drift_pages_or_goes_back(site):
     r, readers, traffic, watcher = site
-    r.eyes.drifted = lambda what: what == "input"
+    was, comes = r.status().stable.hash, r.status().candidate.hash
+    r.eyes.drifted = lambda what, bundle: what == "outcome" and bundle == was
+    looked = r.status().errors.n[1]; eventually(lambda: r.status().errors.n[1] > looked + 20, 30)
+    assert r.status().stage == "canary" and not r.status().called, "the old version's answers are no reason to take the new one back"
+    r.eyes.drifted = lambda what, bundle: what == "input"
     eventually(lambda: "input_drift" in r.status().called, 30)
     assert r.status().stage == "canary" and [x["rule"] for x in r.status().decisions].count("input_drift") == 1
-    r.eyes.drifted = lambda what: what == "outcome"
+    r.eyes.drifted = lambda what, bundle: what == "outcome" and bundle == comes
     eventually(lambda: r.status().stage == "settled", 30)
     assert r.status().decisions[-1]["rule"] == "outcome_drift"
 
@@ -266,6 +270,7 @@ def test_the_limits_are_the_same_everywhere():
     text = lambda p: (ROOT / "deploy" / p).read_text()
     L = Limits(**yaml.safe_load(text("rollout.yaml")))
     rules = {r["alert"]: r for g in yaml.safe_load(text("prometheus/rules/cxr.yml"))["groups"] for r in g["rules"] if "alert" in r}
+    assert L.for_s > L.window_s, "a film is seen for as long as the window is wide: one alone must not last so long"
     assert rules["PredictionsSlow"]["expr"].endswith(f"> {L.p99_ms / 1000:g}") and rules["PredictionsSlow"]["for"] == f"{L.for_s / 60:g}m"
     assert rules["RequestsFail"]["expr"].endswith(f"> {L.failures:g}") and rules["RequestsFail"]["for"] == f"{L.for_s / 60:g}m"
     assert f'"--p99-ms", type=float, default={L.gate_p99_ms:g}' in text("ci/load.py") and f'"--failures", type=float, default={L.gate_failures:g}' in text("ci/load.py")
