@@ -104,18 +104,29 @@ def test_a_release_changes_no_pod_by_its_environment(rendered):
     assert shown["canary"]["cxr-vit"] == shown["production"]["cxr-vit"] and shown["canary"]["cxr-page"] == shown["production"]["cxr-page"] and shown["canary"]["cxr-llm"] == shown["production"]["cxr-llm"] and shown["canary"]["cxr-watch"] == shown["production"]["cxr-watch"]
 
 
+def test_drift_of_the_films_takes_a_canary_back_where_that_is_wished(render):
+    for values, wanted in (({}, False), ({"rollout": {"inputDrift": True}}, True), ({"rollout": {"inputDrift": True}, "watch": {"enabled": False}}, False)):
+        found = render("canary", **values)
+        names = {t["templateName"] for t in of_kind(found, "Rollout")["cxr-vit"]["spec"]["strategy"]["canary"]["analysis"]["templates"]}
+        assert names == set(of_kind(found, "AnalysisTemplate")) and ("cxr-vit-input" in names) is wanted, values
+        if wanted:
+            metric, = of_kind(found, "AnalysisTemplate")["cxr-vit-input"]["spec"]["metrics"]
+            assert metric["provider"]["prometheus"]["query"] == 'max(max_over_time(cxr_drifted{what="input",namespace="cxr"}[5m]))' and metric["failureCondition"].endswith("result[0] > 0")
+    assert isinstance(render("canary", rollout={"inputDrift": "yes"}), str), "true or false"
+
+
 def test_canary_is_judged(rendered, tmp_path):
     "The queries of the analysis in Prometheus: a canary that reads well, one that fails, one that reads nothing; drift or none."
     promtool = debian("promtool")
     ask = {n.rsplit("-", 1)[1]: t["spec"]["metrics"][0]["provider"]["prometheus"]["query"] for n, t in of_kind(rendered["canary"], "AnalysisTemplate").items()}
     who = 'track="canary",namespace="cxr",job="cxr-reader"'
     count, failed = {"series": f"cxr_predict_seconds_count{{{who}}}", "values": "0+60x20"}, {"series": f'cxr_failures_total{{{who},code="store_unavailable"}}', "values": "0+60x20"}
-    drift = lambda v: {"series": 'cxr_drifted{what="outcome",namespace="cxr"}', "values": f"{v}x20"}
+    drift = lambda v: {"series": 'cxr_drifted{what="outcome",bundle_hash="8e71",namespace="cxr"}', "values": f"{v}x20"}
     sample = lambda v: [{"labels": "{}", "value": v}]
     cases = [("clean", [count, drift(0)], {"failures": sample(0), "drift": sample(0)}),
              ("failing", [count, failed, drift(1)], {"failures": sample(0.5), "drift": sample(1)}),
              ("silent", [drift(0)], {"failures": [], "latency": []}),
-             ("input drifts", [count, {"series": 'cxr_drifted{what="input",namespace="cxr"}', "values": "1x20"}, drift(0)], {"drift": sample(0)})]
+             ("input drifts", [count, {"series": 'cxr_drifted{what="input",bundle_hash="8e71",namespace="cxr"}', "values": "1x20"}, drift(0)], {"drift": sample(0)})]
     tests = [{"name": name, "interval": "1m", "input_series": series, "promql_expr_test": [{"expr": ask[gate], "eval_time": "12m", "exp_samples": want} for gate, want in wanted.items()]} for name, series, wanted in cases]
     (tmp_path / "t.yml").write_text(yaml.safe_dump({"evaluation_interval": "1m", "tests": tests}))
     good(run(promtool, "test", "rules", tmp_path / "t.yml"))
