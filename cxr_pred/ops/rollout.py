@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Stage', 'RULES', 'CARRIES', 'Limits', 'RolloutSettings', 'limits', 'Target', 'target', 'State', 'Memory',
-           'blank_film', 'made_up_films', 'staging_reader', 'stop', 'step', 'quantile', 'load_test', 'Figures', 'Look',
-           'bucket_quantile', 'context', 'get', 'samples', 'Window', 'at_once', 'Eyes', 'Decision', 'breaches',
+           'blank_film', 'made_up_films', 'staging_reader', 'stop', 'context', 'step', 'quantile', 'load_test',
+           'Figures', 'Look', 'bucket_quantile', 'get', 'samples', 'Window', 'at_once', 'Eyes', 'Decision', 'breaches',
            'answers_said', 'asks', 'decide', 'judged', 'corrected', 'left_open', 'corrected_before', 'weights',
            'served', 'moved', 'grown', 'fill', 'Rollout', 'told', 'Watcher', 'wanted', 'Slot']
 
@@ -199,6 +199,13 @@ def stop(child: subprocess.Popen, patience_s: float = 30) -> None:
     except subprocess.TimeoutExpired: child.kill(); child.wait()
 
 
+@cache
+def context():
+    "Made once: it takes longer than an answer."
+    import httpx
+    return httpx.create_ssl_context()
+
+
 def step(
     url: str,
     films: list[bytes],
@@ -285,13 +292,6 @@ def bucket_quantile(
         if n >= rank: return low if math.isinf(border) else low + (border - low) * (rank - before) / (n - before)
         low, before = border, n
     return low
-
-
-@cache
-def context():
-    "Made once: it takes longer than an answer."
-    import httpx
-    return httpx.create_ssl_context()
 
 
 def get(url: str, **more):
