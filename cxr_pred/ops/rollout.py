@@ -124,6 +124,7 @@ class State(BaseModel):
     answers: Comparison = Comparison()     # physicians' corrections
     opens: Comparison = Comparison()       # films that were left open
     began: float = 0                       # when the candidate got its first films
+    stable_since: float = 0                # and when the stable version did, where it came by a rollout
     counted: list[tuple[int, int]] = [(0, 0), (0, 0)]   # of the films since then, those judged and those corrected that the comparison knows; stable, candidate
     opened: list[tuple[int, int]] = [(0, 0), (0, 0)]    # the same for films that came and those left open
     filled: int = 0                        # answers of the stable version that the comparison knows and that are from before this rollout
@@ -641,7 +642,7 @@ class Rollout:
             if state.stage == "production":
                 known = [t for t in state.known if t.hash != state.candidate.hash] + [state.candidate]
                 left = [h for h in state.left + [state.stable.hash] * (state.goes_to == "production") if h != state.candidate.hash]
-                return self.decided(state, actor, "settle", why, stage="settling", stable=state.candidate, known=known, left=left)
+                return self.decided(state, actor, "settle", why, stage="settling", stable=state.candidate, stable_since=state.began, known=known, left=left)
             raise InputError("nothing_to_promote", f"The rollout is {state.stage}.", "Begin one with `cxr-pred rollout start BUNDLE`.", status=409)
 
     def rollback(self, actor: str = "command line", why: str = "by hand", rule: str = "by_hand", to: str | None = None, seen: State | None = None) -> State:
