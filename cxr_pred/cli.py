@@ -801,15 +801,21 @@ def retrain(
 ):
     "Train a challenger with the films that physicians settled, hold it against the champion, and promote it or say why not; exit status 3 where it was refused."
     with records() as store:
-        from cxr_pred.core import load_params, root
+        from cxr_pred.core import load_params
         from cxr_pred.ops.drift import check
         from cxr_pred.ops.reference import load_reference
-        from cxr_pred.ops.retrain import drifted_twice, is_due, newly_settled, remembered
+        from cxr_pred.ops.retrain import alone, champion_of, drifted_twice, finish, is_due, newly_settled, remembered
         from cxr_pred.ops.retrain import retrain as learned
         from cxr_pred.vision.classify import Classifier
         settings, before, drifted, outcome = load_params(profile, "retrain"), remembered(profile), [], False
-        if settings["on_drift"] and not now:
-            classifier = Classifier(root() / before["champion"] / "bundle")
+        if before["pending"] and check_only: print(f"A promotion was begun and not ended, that of {before['pending']}; the next `cxr-pred retrain` ends it.")
+        elif before["pending"]:
+            with alone(profile): ended = finish(profile)
+            print(f"A promotion had been begun and not ended, that of {before['pending']}:", f"the alias is {ended['alias']}." if ended else "it had no evidence yet, nothing was moved.", *(ended["decision"]["why"] if ended else []))
+            before = remembered(profile)
+        new = newly_settled(store, before)
+        if settings["on_drift"] and not now and new < settings["min_confirmed"]:   # drift takes a look at films: only where it decides
+            classifier = Classifier(champion_of(profile, before)[0] / "bundle")
             try: told = load_reference(classifier.bundle)
             except SetupError as e:
                 if e.code != "no_reference": raise
@@ -817,7 +823,7 @@ def retrain(
             else:
                 report, seen = check(store, classifier, told, None, 1000)
                 drifted, outcome = drifted_twice(seen, told), report["outcome"]["drifted"]
-        due = is_due(newly_settled(store, before), settings["min_confirmed"], drifted, outcome, settings["on_drift"], "a person, on the command line" if now else "")
+        due = is_due(new, settings["min_confirmed"], drifted, outcome, settings["on_drift"], "a person, on the command line" if now else "")
         print(f"{'There is reason to train again' if due.due else 'No reason to train again'}: {due.why}")
         if check_only or not due.due: return
         evidence, folder = learned(profile, store, due.why)

@@ -194,3 +194,68 @@ def test_the_command_promotes_refuses_and_leaves_evidence(project, monkeypatch):
         page, plan = (f / "evidence/evidence.html").read_text(), (f / "evidence/plan.md").read_text()
         assert ("<h1>Promoted</h1>" in page) is e["decision"]["promote"] and "http" not in page and "dr-0" not in page + plan
         assert all(h in plan for h in ("## 1. Description of the modification", "## 2. Modification protocol", "## 3. Impact assessment"))
+
+
+def trained(monkeypatch, *seeds):
+    "Stand-ins for training and packaging: toys of these seeds, one a retraining; returns what the alias points to."
+    import mlflow
+    left = iter(seeds)
+    monkeypatch.setattr(loop.retrain, "__defaults__", ((lambda profile, run: toy_run(run, next(left))), (lambda profile, run: run / "bundle")))
+    return lambda: mlflow.MlflowClient().get_model_version_by_alias("cxr-reader-sample", "champion").tags["bundle_hash"]
+
+
+class Killed(BaseException): "As a kill: nothing catches it."
+
+
+@pytest.mark.parametrize("at, evidence, moved", [("the evidence", False, False), ("the alias", True, False), ("the last words", True, True)])
+def test_a_promotion_that_was_killed_is_ended_by_the_next_call(project, monkeypatch, at, evidence, moved):
+    from cxr_pred.vision import registry
+    alias, before = trained(monkeypatch, 0, 0), loop.load_bundle(run_dir("sample") / "bundle").hash
+    *name, nth = {"the evidence": (loop, "write_evidence", 1), "the alias": (registry, "register_bundle", 2), "the last words": (loop, "write_evidence", 2)}[at]
+    real, calls = getattr(*name), []
+    def killed(*a, **k):
+        calls.append(a)
+        if len(calls) == nth: raise Killed
+        return real(*a, **k)
+    with monkeypatch.context() as m:
+        m.setattr(*name, killed)
+        with pytest.raises(Killed): loop.retrain("sample", project, "by a person")
+    state = loop.remembered("sample"); run = root() / state["pending"]
+    assert state["champion"] == "runs/sample" and state["at"] == "", "the old champion is remembered until the end"
+    assert (run / "evidence/evidence.json").is_file() is evidence and (not evidence or read_json(run / "evidence/evidence.json")["alias"] == "pending"), "no alias moves before its evidence stands"
+    if evidence: assert (alias() != before) is moved
+    r = said("retrain", "--check"); assert "A promotion was begun and not ended" in r.stdout and loop.remembered("sample") == state, "who only looks ends nothing"
+    r = said("retrain")
+    if not evidence:
+        assert "it had no evidence yet, nothing was moved" in r.stdout and "There is reason to train again" in r.stdout and loop.remembered("sample")["pending"] is None and not (run / "data").exists()
+        return
+    assert r.exit_code == 0 and "the alias is moved to version 2." in r.stdout and "No reason to train again: 0 studies" in r.stdout, r.output
+    after = loop.remembered("sample")
+    assert (after["champion"], after["pending"]) == (state["pending"], None) and alias() == read_json(run / "evidence/evidence.json")["challenger"]["bundle_hash"] == loop.load_bundle(run / "bundle").hash != before
+    assert read_json(run / "evidence/evidence.json")["alias"] == "moved to version 2" and (run / "data").exists()
+
+
+def test_one_retraining_at_a_time_and_it_says_so(project, monkeypatch):
+    trained(monkeypatch, 1)
+    with loop.alone("sample"):
+        r = said("retrain", "--now")
+        assert r.exit_code == 1 and "[retraining_runs]" in r.stderr and not (loop.home("sample") / "feedback").exists(), r.output
+    assert said("retrain", "--now").exit_code == 3, "free again"
+
+
+def test_a_rollback_by_hand_is_obeyed(project, monkeypatch, tmp_path):
+    import mlflow
+    from cxr_pred.vision.registry import register_bundle
+    alias = trained(monkeypatch, 0, 1, 0)
+    first = loop.load_bundle(run_dir("sample") / "bundle").hash
+    assert said("retrain", "--now").exit_code == 0 and alias() != first
+    mlflow.MlflowClient().set_registered_model_alias("cxr-reader-sample", "champion", "1")
+    r = said("retrain", "--now")
+    assert r.exit_code == 3 and "better at none of the goals" in r.stdout and alias() == first, "as good as the one that was gone back to, and worse than the one that was not"
+    evidence = read_json(sorted(loop.home("sample").glob("*/evidence/evidence.json"))[-1])
+    assert evidence["champion"] | {"version": ""} == {"version": "", "bundle_hash": first, "run": "runs/sample", "known_by": "the registry's alias champion"}
+    assert loop.remembered("sample")["champion"] == "runs/sample"
+    def aside(profile, run): register_bundle(toy_run(tmp_path / "third", 2), alias="champion"); return run / "bundle"   # a person, while the challenger is packaged
+    monkeypatch.setattr(loop.retrain, "__defaults__", (lambda profile, run: toy_run(run, 0), aside))
+    r = said("retrain", "--now")
+    assert r.exit_code == 3 and "It could not be promoted: The registry's champion has become" in r.stdout and alias() != first, r.output

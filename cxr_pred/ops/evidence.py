@@ -101,7 +101,7 @@ def write_evidence(
 ) -> list[Path]:
     "Write evidence.json, evidence.html and plan.md; return the paths."
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "evidence.json", evidence)
+    write_json(folder / ".evidence.json", evidence).replace(folder / "evidence.json")   # whole or not at all: a retraining goes on from it
     write_whole(folder / "evidence.html", evidence_html(evidence))
     write_whole(folder / "plan.md", change_plan(evidence))
     return [folder / n for n in ("evidence.json", "evidence.html", "plan.md")]

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['Due', 'drifted_twice', 'is_due', 'journal_of', 'read_feedback_films', 'places', 'join_data', 'films_sha256',
-           'carried_adapter', 'train_challenger', 'pack_challenger', 'compare_models', 'recent_films', 'home',
-           'remembered', 'newly_settled', 'metrics_of', 'promote', 'retrain']
+           'carried_adapter', 'train_challenger', 'pack_challenger', 'compare_models', 'recent_films', 'home', 'below',
+           'alone', 'remembered', 'remember', 'newly_settled', 'metrics_of', 'registered', 'champion_of', 'promote',
+           'conclude', 'finish', 'retrain', 'challenge']
 
 # %% ../../nbs/ops/retrain.ipynb #4c1380da
-import hashlib, json, shutil
-from collections.abc import Callable
+import fcntl, hashlib, json, shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,11 +28,11 @@ from ..data.split import dealt, units_in_two_splits
 from ..database import now
 from ..evaluate.outputs import chosen
 from .challenge import answers, decision, gate_rows, paired, questions, read_by_both, spoiled
-from .drift import WINDOW, Films, compare
+from .drift import WINDOW, Films, compare, write_whole
 from .evidence import write_evidence
 from .feedback import Known, alike, known_films, read_sheet, settled, write_films
 from ..store import Store, export_feedback
-from ..tracking import git_commit
+from ..tracking import git_commit, tracking_uri
 from ..vision.bundle import digest, link_engine
 from ..vision.classify import Classifier, load_bundle
 
@@ -219,14 +221,41 @@ def recent_films(place: Path) -> Known:
     at = np.flatnonzero(known.manifest.path.map(read_sheet(place / "raw").set_index("path").part) == "recent")
     return Known(known.manifest.iloc[at].reset_index(drop=True), known.pictures[at], known.preparation)
 
-# %% ../../nbs/ops/retrain.ipynb #9544665f
+# %% ../../nbs/ops/retrain.ipynb #d187872c
 def home(profile: str) -> Path: return root() / "runs" / "retrain" / profile
 
 
+def below(run: Path) -> str:
+    "A run folder's name below the root."
+    return run.relative_to(root()).as_posix()
+
+
+@contextmanager
+def alone(profile: str) -> Iterator[None]:
+    "Keep a second retraining of a profile out; the lock ends with its process. Raises `SetupError` retraining_runs."
+    home(profile).mkdir(parents=True, exist_ok=True)
+    with open(home(profile) / "lock", "a") as f:
+        try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e: raise SetupError("retraining_runs", f"The profile {profile} is being retrained already.", "Wait until it ends; two at once would delete each other's films.") from e
+        yield
+
+
 def remembered(profile: str) -> dict:
-    "The champion's run folder, below the root, and when films were last learned from, in ISO 8601; empty: never."
+    "The champion's run folder, below the root, and who says so (`by`); when films were last learned from, ISO 8601, empty: never; and the run folder of a promotion that was begun and not ended (`pending`), or None."
     f = home(profile) / "state.json"
-    return {"champion": run_dir(profile).relative_to(root()).as_posix(), "at": ""} | (read_json(f) if f.is_file() else {})
+    kept = read_json(f) if f.is_file() else {}
+    return {"champion": below(run_dir(profile)), "at": "", "pending": None, "by": "state.json" if kept else "the profile's run"} | kept
+
+
+def remember(
+    champion: str,   # run folder, below the root
+    at: str,         # when films were last learned from
+    profile: str,
+    pending: str | None = None,   # run folder of the challenger whose promotion begins now
+) -> None:
+    "Write what `remembered` reads, whole or not at all."
+    home(profile).mkdir(parents=True, exist_ok=True)
+    write_whole(home(profile) / "state.json", json.dumps({"champion": champion, "at": at, "pending": pending}, indent=1, sort_keys=True) + "\n")
 
 
 def newly_settled(
@@ -243,17 +272,75 @@ def metrics_of(run: Path) -> dict:
     return {n: read_json(f) for n in ("etl", "vit", "llm") if (f := run / f"metrics/{n}.json").is_file()}
 
 
+# %% ../../nbs/ops/retrain.ipynb #e9b7a855
+def registered(profile: str) -> str | None:
+    "The hash of the bundle that the registry's alias `champion` points to, None without one. Raises `SetupError` no_registry."
+    import mlflow
+    from mlflow.exceptions import MlflowException
+    from cxr_pred.vision.registry import model_name
+    uri = tracking_uri()
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file(): return None   # who only looks makes no database
+    try: return mlflow.MlflowClient(tracking_uri=uri).get_model_version_by_alias(model_name(profile), "champion").tags["bundle_hash"]
+    except MlflowException as e:
+        if e.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"): return None   # no such model, no such alias
+        raise SetupError("no_registry", f"The model registry does not say which bundle is the champion: {e.error_code}.", "Start MLflow, or correct MLFLOW_TRACKING_URI.") from e
+
+
+def champion_of(
+    profile: str,
+    before: dict,   # from `remembered`
+) -> tuple[Path, str]:   # its run folder, and who says that it is the champion
+    "The champion by the registry's alias, else by state.json, else the profile's run. Raises `SetupError`: champion_elsewhere, no_registry."
+    said = root() / before["champion"]
+    if (wanted := registered(profile)) is None: return said, before["by"]
+    for run in (said, run_dir(profile), *sorted(home(profile).glob("[0-9]*"))):
+        if (run / "bundle/manifest.json").is_file() and load_bundle(run / "bundle").hash == wanted: return run, "the registry's alias champion"
+    raise SetupError("champion_elsewhere", f"The registry's champion is the bundle {wanted[:12]}, and no run folder here holds it.", "Bring its run folder below runs/retrain, or point the alias `champion` to a version that is here.")
+
+
 def promote(
     profile: str,
     champion: Path,     # bundles
     challenger: Path,
 ) -> str:
-    "Point the registry's alias `champion` to the challenger; the one before stays a version. Return the version's number."
+    "Point the registry's alias `champion` to the challenger; the one before stays a version. Return the version's number. Raises `SetupError` champion_moved where the alias points to a third."
     from cxr_pred.vision.registry import register_bundle
-    register_bundle(champion, alias="champion")   # known before it is left
+    held, ours = registered(profile), [load_bundle(b).hash for b in (champion, challenger)]
+    if held is None: register_bundle(champion, alias="champion")   # known before it is left
+    elif held not in ours: raise SetupError("champion_moved", f"The registry's champion has become the bundle {held[:12]}, with which nothing was compared.", "Retrain again, against that one.")
     return register_bundle(challenger, alias="champion")
 
 
+def conclude(
+    profile: str,
+    evidence: dict,   # with champion.run, run and decision
+) -> dict:
+    "Write the evidence as pending, move the alias if it says so, and write both down as done; return the evidence."
+    run, champion = root() / evidence["run"], evidence["champion"]["run"]
+    verdict = evidence["decision"]
+    if verdict["promote"]:
+        write_evidence(run / "evidence", evidence | {"alias": "pending"})
+        try: evidence |= {"alias": f"moved to version {promote(profile, root() / champion / 'bundle', run / 'bundle')}"}
+        except CxrError as e: verdict |= {"promote": False, "why": [f"It could not be promoted: {e.message}"]}
+    if not verdict["promote"]: evidence |= {"alias": "not moved"}
+    write_evidence(run / "evidence", evidence)
+    if not verdict["promote"]: shutil.rmtree(run / "data", ignore_errors=True)   # patients' films, of no use any more
+    remember(evidence["run"] if verdict["promote"] else champion, evidence["at"], profile)
+    log.info("retraining %s: %s", run.name, "promoted" if verdict["promote"] else "not promoted")
+    return evidence
+
+
+def finish(profile: str) -> dict | None:
+    "Under the lock: delete films of retrainings that broke off, end a promotion that was begun and not ended, and return its evidence; None where there is none to end."
+    before = remembered(profile)
+    for data in home(profile).glob("[0-9]*/data"):
+        if not (data.parent / "evidence/evidence.json").is_file(): shutil.rmtree(data)
+    if before["pending"] is None: return None
+    if not (f := root() / before["pending"] / "evidence/evidence.json").is_file(): remember(before["champion"], before["at"], profile); return None   # nothing was moved before its evidence stood
+    return conclude(profile, read_json(f))
+
+
+# %% ../../nbs/ops/retrain.ipynb #9544665f
 def retrain(
     profile: str,
     store: Store,
@@ -261,9 +348,23 @@ def retrain(
     train: Callable = train_challenger,   # of profile and run folder: leaves vit/ and metrics/vit.json
     pack: Callable = pack_challenger,     # likewise: returns the bundle
 ) -> tuple[dict, Path]:          # the evidence, and its folder
-    "Train a challenger with the settled films, decide, and write the evidence. Raises `SetupError`: no_run, nothing_to_learn."
+    "Train a challenger with the settled films, decide, and write the evidence. Raises `SetupError`: no_run, nothing_to_learn, retraining_runs, champion_elsewhere, no_registry."
+    load_params(profile, "retrain")   # a profile that is not there leaves no folder
+    with alone(profile):
+        finish(profile)
+        return challenge(profile, store, started, train, pack)
+
+
+def challenge(
+    profile: str,
+    store: Store,
+    started: str,
+    train: Callable,
+    pack: Callable,
+) -> tuple[dict, Path]:
+    "What `retrain` does while it is alone."
     settings, place, base, before = load_params(profile, "retrain"), home(profile) / "feedback", run_dir(profile) / "data", remembered(profile)
-    champion = root() / before["champion"]
+    champion, known_by = champion_of(profile, before)
     if not (champion / "bundle/manifest.json").is_file(): raise SetupError("no_run", f"{champion / 'bundle'} holds no bundle to hold a challenger against.", f"Run the pipeline first: make run PROFILE={profile}.")
     test, at = known_films(base), now()
     counts = write_films(store, place / "raw", [test], settings["recent_share"])
@@ -278,17 +379,13 @@ def retrain(
         old, new = Classifier(champion / "bundle", threads=1), Classifier(link_engine(run / "vit", Path(folder) / "engine", profile).path, threads=1)
         rows = compare_models(old, new, test, recent_films(place), settings) + gate_rows(load_params(profile, "gate")["gates"], metrics_of(champion), metrics_of(run))
     verdict = decision(rows, settings["margin"], settings["margin_part"], settings["least"])
-    bundle = None
+    made = None
     if verdict["promote"]:
-        try:
-            bundle = pack(profile, run)
-            promote(profile, champion / "bundle", bundle)
+        try: made = load_bundle(pack(profile, run))
         except CxrError as e: verdict |= {"promote": False, "why": [f"It could not be packaged: {e.message}"]}
-    made = load_bundle(bundle) if verdict["promote"] else None
-    evidence = {"at": at.isoformat(timespec="seconds"), "profile": profile, "started": started, "git_commit": git_commit(), "run": run.relative_to(root()).as_posix(), "data": counts, "settings": settings, "parameters_sha256": digest(load_params(profile)),
-                "champion": {"version": old.model_version, "bundle_hash": old.bundle_hash}, "challenger": {"version": made.manifest["version"] if made else f"not packaged, {run.name}", "bundle_hash": made.hash if made else new.bundle_hash}, "decision": verdict}
-    write_evidence(run / "evidence", evidence)
-    if not verdict["promote"]: shutil.rmtree(run / "data")   # patients' films, of no use any more
-    write_json(home(profile) / "state.json", {"champion": run.relative_to(root()).as_posix() if verdict["promote"] else before["champion"], "at": at.isoformat()})
-    log.info("retraining %s: %s", run.name, "promoted" if verdict["promote"] else "not promoted")
-    return evidence, run / "evidence"
+    evidence = {"at": at.isoformat(), "profile": profile, "started": started, "git_commit": git_commit(), "run": below(run), "data": counts, "settings": settings, "parameters_sha256": digest(load_params(profile)),
+                "champion": {"version": old.model_version, "bundle_hash": old.bundle_hash, "run": below(champion), "known_by": known_by},
+                "challenger": {"version": made.manifest["version"] if made else f"not packaged, {run.name}", "bundle_hash": made.hash if made else new.bundle_hash}, "decision": verdict}
+    if verdict["promote"]: remember(below(champion), before["at"], profile, pending=below(run))
+    return conclude(profile, evidence), run / "evidence"
+
