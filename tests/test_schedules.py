@@ -34,6 +34,20 @@ def test_the_files_parse_and_name_commands_that_there_are():
             assert set(re.findall(r"--[a-z-]+", line)) <= {o for p in have[name].params for o in p.opts + p.secondary_opts}, line
 
 
+def schedules() -> dict:
+    "SCHEDULES of the file, without Airflow: name, (cron, retries, tasks)."
+    made = next(n for n in ast.parse(DAGS[0].read_text()).body if isinstance(n, ast.Assign) and n.targets[0].id == "SCHEDULES")
+    return eval(compile(ast.Expression(made.value), "SCHEDULES", "eval"), {"PIPELINE": "dvc.yaml", "PROFILE": "sample", "LAST_HOUR": ""})
+
+
+def test_a_command_that_may_say_no_is_not_tried_again():
+    "Exit status 3 tried again would show a drift twice, and a refused retraining as green."
+    for name, (cron, retries, tasks) in schedules().items():
+        may = [t for t, command in tasks if command.split()[1] in ("drift", "retrain")]
+        assert (retries == 0) is bool(may) and (not may or len(tasks) == 1), name
+    assert schedules()["cxr_retrain"][0].split()[2:] == ["*", "*", "*"], "every day"
+
+
 def test_the_versions_agree():
     lock = (ROOT / "deploy/airflow/requirements.lock").read_text()
     wanted = re.fullmatch(r"apache-airflow==([\d.]+)\n", (ROOT / "deploy/airflow/requirements.in").read_text())[1]
@@ -50,7 +64,7 @@ def airflow(tmp_path_factory):
     d = tmp_path_factory.mktemp("airflow")
     (d / "bin").mkdir(); project = d / "project"; (project / ".venv/bin").mkdir(parents=True)
     for name in ("cxr-pred", "dvc"):   # stand-ins write down what they are asked for
-        (exe := project / ".venv/bin" / name).write_text(f'#!/bin/sh\necho "{name} $*" >> {d}/asked\necho "$PWD" >> {d}/where\n[ ! -e {d}/drifted ] || [ "$1" != drift ] || exit 3\n'); exe.chmod(0o755)
+        (exe := project / ".venv/bin" / name).write_text(f'#!/bin/sh\necho "{name} $*" >> {d}/asked\necho "$PWD" >> {d}/where\ncase "$1" in drift|retrain) [ ! -e {d}/no ] || exit 3;; esac\n'); exe.chmod(0o755)
     env = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW", "RAY_", "CXR_"))} | {"AIRFLOW_HOME": str(d), "CXR_ROOT": str(project), "AIRFLOW__CORE__LOAD_EXAMPLES": "False", "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "deploy/airflow/dags"), "PYTHONDONTWRITEBYTECODE": "1", "NO_PROXY": "*"}
     def run(*args, **more): return subprocess.run([AIRFLOW, *args], env=env | more, cwd=d, capture_output=True, text=True, timeout=500)
     made = run("db", "migrate"); assert made.returncode == 0, made.stdout[-2000:] + made.stderr[-2000:]
@@ -63,11 +77,11 @@ def test_airflow_reads_all_of_them(airflow):
     errors = run("dags", "list-import-errors", "--local", "-o", "json"); assert errors.returncode == 0 and "Traceback" not in errors.stdout, errors.stdout + errors.stderr[-2000:]
     listed = run("dags", "list", "--local", "-o", "json")
     found = {r["dag_id"] for r in json.loads(listed.stdout[re.search(r"\[\s*\{", listed.stdout).start():])}
-    assert found == {"cxr_nightly", "cxr_weekly", "cxr_hourly_drift", "cxr_hourly_figures"}, listed.stdout + listed.stderr[-2000:]
+    assert found == {"cxr_nightly", "cxr_retrain", "cxr_hourly_drift", "cxr_hourly_figures"}, listed.stdout + listed.stderr[-2000:]
 
 
 @slow
-@pytest.mark.parametrize("dag, asked", [("cxr_nightly", ["dvc repro profiles/clinical/dvc.yaml:etl", "cxr-pred load --profile clinical"]), ("cxr_weekly", ["cxr-pred retrain --profile clinical"]), ("cxr_hourly_figures", ["cxr-pred report-hour 2026-11-27T04"])])
+@pytest.mark.parametrize("dag, asked", [("cxr_nightly", ["dvc repro profiles/clinical/dvc.yaml:etl", "cxr-pred load --profile clinical"]), ("cxr_retrain", ["cxr-pred retrain --profile clinical"]), ("cxr_hourly_figures", ["cxr-pred report-hour 2026-11-27T04"])])
 def test_airflow_runs_them(airflow, dag, asked):
     run, d = airflow
     (d / "asked").unlink(missing_ok=True)
@@ -77,12 +91,14 @@ def test_airflow_runs_them(airflow, dag, asked):
 
 
 @slow
-def test_a_drift_is_a_failed_run(airflow):
+@pytest.mark.parametrize("dag, command", [("cxr_hourly_drift", "cxr-pred drift --json"), ("cxr_retrain", "cxr-pred retrain --profile clinical")])
+def test_a_no_is_a_failed_run_and_is_not_asked_again(airflow, dag, command):
     run, d = airflow
-    (d / "drifted").touch()
-    try: r = run("dags", "test", "cxr_hourly_drift", "2026-11-27T05:05:00+00:00")
-    finally: (d / "drifted").unlink()
+    (d / "asked").unlink(missing_ok=True); (d / "no").touch()
+    try: r = run("dags", "test", dag, "2026-11-27T05:05:00+00:00")
+    finally: (d / "no").unlink()
     assert "state=failed" in (r.stdout + r.stderr).lower().replace("state:", "state=").replace(" ", "") or r.returncode, r.stdout[-3000:]
+    assert (d / "asked").read_text().splitlines() == [command], "once: a second time it might say yes to another question"
 
 
 @slow
@@ -97,7 +113,7 @@ def test_a_cluster_gets_the_command(airflow, tmp_path):
         def log_message(self, *a): pass
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Ray); threading.Thread(target=server.serve_forever, daemon=True).start()
     (tmp_path / "token").write_text("t0ken\n")
-    try: r = run("dags", "test", "cxr_weekly", "2026-11-24T18:30:00+00:00", RAY_ADDRESS=f"http://127.0.0.1:{server.server_port}", RAY_AUTH_TOKEN_PATH=str(tmp_path / "token"))
+    try: r = run("dags", "test", "cxr_retrain", "2026-11-24T18:30:00+00:00", RAY_ADDRESS=f"http://127.0.0.1:{server.server_port}", RAY_AUTH_TOKEN_PATH=str(tmp_path / "token"))
     finally: server.shutdown(); server.server_close()
     assert r.returncode == 0 and not states, r.stdout[-3000:] + r.stderr[-3000:]
     assert jobs == [("Bearer t0ken", {"entrypoint": f"cd {d / 'project'} && cxr-pred retrain --profile clinical", "entrypoint_num_cpus": 1})]
