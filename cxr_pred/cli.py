@@ -11,7 +11,8 @@ __all__ = ['cli', 'NO_ANSWER', 'BUNDLE', 'HOST', 'PORT', 'ECS', 'feedback', 'REF
            'backup', 'restore', 'audit', 'users_add', 'users_list', 'users_disable', 'keys_add', 'keys_list',
            'keys_revoke', 'who', 'steering', 'rollout_start', 'rollout_new_key', 'rollout_sign', 'rollout_status',
            'rollout_promote', 'rollout_rollback', 'rollout_watch', 'rollout_serve', 'stack', 'month', 'report_hour',
-           'films', 'queue', 'suspects', 'retrain', 'originals_new_key', 'originals_get', 'originals_reseal', 'main']
+           'films', 'queue', 'controls', 'suspects', 'retrain', 'originals_new_key', 'originals_get',
+           'originals_reseal', 'main']
 
 # %% ../nbs/04_cli.ipynb #c002
 import json, os, sys, threading
@@ -731,42 +732,67 @@ def month(
 
 # %% ../nbs/04_cli.ipynb #6cea8da6
 @cli.command()
-def report_hour(hour: str = typer.Argument(None, help="e.g. 2026-11-27T05, UTC; the last full hour if not given")):
+def report_hour(
+    hour: str = typer.Argument(None, help="e.g. 2026-11-27T05, UTC; the last full hour if not given"),
+    lag: int = typer.Option(24, min=0, help="hours that physicians have: the share without a second look is that of films read so long before"),
+):
     "Log an hour's films, physicians' answers and times into MLflow, once."
     with records() as store:
         from cxr_pred.ops.hourly import hour_of
         from cxr_pred.ops.hourly import report_hour as reported
-        run_id, made = reported(store, when := hour_of(hour))
+        run_id, made = reported(store, when := hour_of(hour), lag)
         print(f"{when:%Y-%m-%dT%H}: {'logged as' if made else 'was logged before, as'} {run_id}")
 
 # %% ../nbs/04_cli.ipynb #8d16290f
 @feedback.command()
 def films(
     raw: Path = typer.Argument(help="a raw folder; `feedback` is written below it"),
-    test: list[Path] = typer.Option(..., help="data folder of each run whose test films must stay unseen, e.g. runs/clinical/data"),
+    test: list[Path] = typer.Option(..., help="data folder of each run whose test films must stay unseen, and whose other films are not measured on, e.g. runs/clinical/data"),
     recent: float = typer.Option(0.3, min=0, max=1, help="share of the films, the newest, that are only measured on"),
 ):
     "Write the studies that physicians settled as the source csv:feedback, no copy of a test film among them."
     with records() as store, writing(raw):
-        from cxr_pred.ops.feedback import known_films, write_films
-        n = write_films(store, raw, [known_films(t) for t in test], recent)
+        from cxr_pred.ops.feedback import Learned, known_films, write_films
+        n = write_films(store, raw, [known_films(t) for t in test], recent, Learned(films=tuple(known_films(t, ("train", "val")) for t in test)))
         print(f"{n['films']} films in {raw / 'feedback'}, {n['recent']} of them only to measure on, {n['spare']} put by so that films which the reader left open are no more frequent among these than they were. {n['disputed']} studies are disputed, {n['copies_of_test_films']} show a test film, {n['kept_out_with_them']} more are kept out with these.")
 
 
 @feedback.command()
 def queue(
     most: int = typer.Option(20, min=1, help="studies"),
-    control: float = typer.Option(0.1, min=0, max=1, help="share of them that chance chooses"),
-    reference: Path = REFERENCE, seed: int = 0,
+    control: float = typer.Option(0.1, min=0, max=1, help="share of all studies that chance makes controls, and of the queue that is kept for them"),
+    reference: Path = REFERENCE, bundle: Path = BUNDLE, seed: int = 0,
     as_json: bool = typer.Option(False, "--json", help="print the queue as JSON"),
 ):
     "Open studies in the order in which a physician's answer is worth most, with a control share drawn by chance."
     with records() as store:
         from cxr_pred.ops.feedback import review_queue
         from cxr_pred.ops.reference import load_reference
-        table = review_queue(store, load_reference(reference) if reference else None, most, control, seed=seed)
+        from cxr_pred.vision.classify import load_bundle
+        told = None
+        try: told = load_reference(reference or load_bundle(bundle))
+        except SetupError as e:
+            if reference or e.code not in ("no_bundle", "no_reference"): raise
+            print(e, "No study counts as strange.", file=sys.stderr)
+        table = review_queue(store, told, most, control, seed=seed)
         if as_json: print(json.dumps(table.to_dict("records"), indent=1))
         else: print(table.to_string(index=False) if len(table) else "No study waits for a physician.")
+
+
+@feedback.command()
+def controls(
+    since: datetime = typer.Option(None, help="only films read since then, UTC"),
+    share: float = typer.Option(0.1, min=0, max=1, help="as `feedback queue --control`, or less where not all controls could be answered"),
+    seed: int = 0,
+    as_json: bool = typer.Option(False, "--json", help="print it as JSON"),
+):
+    "How often the reader was right on studies that chance drew: the only ones that speak for all."
+    with records() as store:
+        from cxr_pred.ops.feedback import control_accuracy
+        c = control_accuracy(store, since and since.replace(tzinfo=timezone.utc), share=share, seed=seed)
+        if as_json: print(json.dumps(c)); return
+        print(f"Physicians settled {c['n']} of {c['controls']} controls that the reader answered; {c['left_open']} more it left open." + (f" It was right in {c['value']:.1%} of them ({c['low']:.1%} to {c['high']:.1%})." if c["n"] else ""))
+        if c["n"] < 0.9 * c["controls"]: print("Too many are without an answer for this to speak for all films: answer those that `cxr-pred feedback queue` calls control, or ask for a smaller --share.")
 
 
 @feedback.command()
@@ -798,6 +824,7 @@ def retrain(
     profile: str = typer.Option("sample", help="sample or clinical"),
     now: bool = typer.Option(False, "--now", help="train again whether there is reason or not"),
     check_only: bool = typer.Option(False, "--check", help="say whether there is reason, and stop"),
+    language: bool = typer.Option(False, "--language", help="tune the language model too, with the explanations that physicians wrote: minutes more"),
 ):
     "Train a challenger with the films that physicians settled, hold it against the champion, and promote it or say why not; exit status 3 where it was refused."
     with records() as store:
@@ -826,7 +853,7 @@ def retrain(
         due = is_due(new, settings["min_confirmed"], drifted, outcome, settings["on_drift"], "a person, on the command line" if now else "")
         print(f"{'There is reason to train again' if due.due else 'No reason to train again'}: {due.why}")
         if check_only or not due.due: return
-        evidence, folder = learned(profile, store, due.why)
+        evidence, folder = learned(profile, store, due.why, language=language)
         print("Promoted." if evidence["decision"]["promote"] else "Not promoted.", *evidence["decision"]["why"], f"Evidence: {folder}")
     if not evidence["decision"]["promote"]: raise typer.Exit(3)
 

@@ -1,5 +1,6 @@
 "The loop from a physician's answer to the next model: no test film is learned from, nobody is served worse, and every decision leaves its evidence."
 import io
+import json
 import shutil
 from pathlib import Path
 
@@ -259,3 +260,57 @@ def test_a_rollback_by_hand_is_obeyed(project, monkeypatch, tmp_path):
     monkeypatch.setattr(loop.retrain, "__defaults__", (lambda profile, run: toy_run(run, 0), aside))
     r = said("retrain", "--now")
     assert r.exit_code == 3 and "It could not be promoted: The registry's champion has become" in r.stdout and alias() != first, r.output
+
+
+def test_what_a_champion_learned_from_is_never_measured_on(project, monkeypatch):
+    trained(monkeypatch, 0, 0)
+    recent = lambda: set(loop.recent_films(loop.home("sample") / "feedback").manifest.sha256)
+    assert said("retrain", "--now").exit_code == 0
+    measured, learned = recent(), set(read_json(root() / loop.remembered("sample")["champion"] / "learned.json")["sha256"])
+    assert len(learned) > 20 and measured and not learned & measured
+    for n in range(20): recorded(project, film(LABELS[n % 10], 900 + n), LABELS[n % 10], f"P{n}")   # a new film of every patient
+    assert said("retrain", "--now").exit_code == 3
+    assert recent() and not learned & recent(), "a patient's new film brings no old one back"
+    assert not [f for f in loop.home("sample").glob("*/learned.json") if f.parent.name != Path(loop.remembered("sample")["champion"]).name], "nobody reads by what a refused one learned"
+
+
+def test_explanations_of_physicians_tune_the_language_model_where_asked(project, monkeypatch):
+    from cxr_pred.language.base import toy_base
+    from cxr_pred.language.facts import load_facts
+    from cxr_pred.language.sft import grammar_pairs, read_pairs
+    trained(monkeypatch, 0)
+    small = {"sft": {"n_pairs": 40}, "train_llm": {"rank": 2, "alpha": 4, "steps": 2, "micro_batch": 2, "max_tokens": 1024, "val_pairs": 2}, "evaluate_llm": {"n_findings": 2, "n_untrained": 1, "most": 12, "most_untrained": 12}}
+    (root() / "params.yaml").write_text(yaml.safe_dump(yaml.safe_load((root() / "params.yaml").read_text()) | small))
+    (root() / "nbs").symlink_to(ROOT / "nbs")
+    toy_base(run_dir("sample") / "llm_base", [f"{p['prompt']}\n{p['answer']}" for p in grammar_pairs(40, load_facts(ROOT / "nbs/language/facts.yaml"))])
+    r = said("retrain", "--now", "--language")
+    assert r.exit_code == 1 and "[no_words]" in r.stderr and not list(loop.home("sample").glob("[0-9]*/data")), "nothing is tuned for nothing"
+    i = recorded(project, film("PNEUMONIA", 1), "PNEUMONIA", "W", physicians=0)
+    words = "Pneumonia is likely on this film, and it looks mild. The small air sacs of the lung are inflamed there. A doctor has to listen to your chest."
+    project.add_feedback(Feedback(study_id=i, physician="dr-w", confirmed_label="PNEUMONIA", severity="mild", edited_explanation=words, agrees=False))
+    r = said("retrain", "--now", "--language")
+    assert r.exit_code == 0, r.output + r.stderr
+    run = root() / loop.remembered("sample")["champion"]
+    e = read_json(run / "evidence/evidence.json")
+    assert e["language"]["explanations_of_physicians"] == 1 and "air sacs" in "".join(p["answer"] for p in read_pairs(run / "sft/train.jsonl") if p["origin"] == "physician")
+    assert (run / "llm/adapter.safetensors").is_file() and read_json(run / "metrics/llm.json")["n"] == 2 and "1 explanations of physicians" in (run / "evidence/plan.md").read_text()
+    loop.carry_language(run, root() / "runs/next")
+    assert (root() / "runs/next/llm/adapter.safetensors").read_bytes() == (run / "llm/adapter.safetensors").read_bytes(), "the next challenger begins with these words"
+
+
+# ---- what to ask next
+
+def test_the_queue_knows_what_is_strange_by_the_bundles_own_reference(project, tmp_path):
+    from cxr_pred.ops.reference import IN_BUNDLE, Films, make_reference
+    from cxr_pred.vision.bundle import seal
+    g, n = np.random.default_rng(0), 400
+    films = Films(g.normal(size=(n, 13)), g.normal(size=(n, 32)), g.dirichlet(np.ones(10), n), g.gamma(9, 0.2, n), np.full(n, "ok", object), np.full(n, np.nan))
+    bundle = toy_bundle(tmp_path / "bundle")
+    seal(bundle, "sample")
+    i = new_id(); project.add_study(Study(id=i, status="ok", reason_code="ok", label="NORMAL", probability=0.9, finding={"label": "NORMAL", "probabilities": {"NORMAL": 0.9, "PNEUMONIA": 0.1}, "ood_score": 99.0}, explanation_status="off", bundle_hash="b", state="unread"), film("NORMAL", 3))
+    strange = lambda r: {s["study_id"]: s["strange"] for s in json.loads(r.stdout)}[i]
+    r = said("feedback", "queue", "--bundle", bundle, "--most", "100", "--json")
+    assert strange(r) == 0 and "[no_reference]" in r.stderr and "No study counts as strange" in r.stderr
+    write_json(bundle / IN_BUNDLE, make_reference(films, draws=200)); seal(bundle, "sample")
+    r = said("feedback", "queue", "--bundle", bundle, "--most", "100", "--json")
+    assert strange(r) > 0.9 and r.stderr == "", r.stderr

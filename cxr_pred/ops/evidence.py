@@ -33,7 +33,7 @@ def difference_figure(decision: dict):
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>Retraining</title>
 <style>:root{color-scheme:light} body{font:16px/1.5 system-ui,sans-serif;max-width:56rem;margin:2rem auto;padding:0 1rem;color:#17212b} img{max-width:100%} table{border-collapse:collapse;font-size:.85rem;width:100%} th,td{padding:.2rem .8rem .2rem 0;text-align:right;border-bottom:1px solid #e4e9ec} th:first-child,td:first-child,th:nth-child(2),td:nth-child(2){text-align:left} .worse td{color:#b3261e;font-weight:600} .better td{color:#0b6e7f} .not-assessable td{color:#8b98a3} .note{color:#5b6874;font-size:.9rem} .said{background:#eef2f4;padding:.8rem 1rem;border-radius:8px}</style></head><body>
 <h1>{{ "Promoted" if d.promote else "Not promoted" }}</h1><div class="said">{% for w in d.why %}<p>{{ w }}</p>{% endfor %}</div>
-<p>Champion {{ e.champion.version }}, challenger {{ e.challenger.version }}; {{ e.at }}. Started {{ e.started }}.</p>
+{% if d.needs_a_look %}<p>Too few test films, a person has to look: {{ d.needs_a_look|join('; ') }}.</p>{% endif %}<p>Champion {{ e.champion.version }}{% if e.champion.known_by %} (by {{ e.champion.known_by }}){% endif %}, challenger {{ e.challenger.version }}; {{ e.at }}. Started {{ e.started }}.</p>
 <h2>What it learned from</h2><table><tbody>{% for k, v in e.data|items %}<tr><td>{{ k|replace('_', ' ') }}</td><td></td><td>{{ v }}</td></tr>{% endfor %}</tbody></table>
 <h2>Differences</h2>{{ figure|safe }}
 <table><thead><tr><th>where</th><th>question</th><th>champion</th><th>challenger</th><th>difference</th><th>interval</th><th>films</th><th>verdict</th></tr></thead><tbody>
@@ -56,9 +56,9 @@ Made with the retraining of {{ e.at }}, profile {{ e.profile }}. {{ "The change 
 
 ## 1. Description of the modification
 
-What may change: the weights of the vision model and its calibration, by training again with films that physicians settled in the reader's own use. What may not: the ten classes, the preparation of a film, the rules by which it abstains, the intended use, the language model, and who may use it. A change of these is a new model with a validation of its own.
+What may change: the weights of the vision model and its calibration, by training again with films that physicians settled in the reader's own use{% if e.language %}; and the adapter of the language model, by tuning it again with explanations that physicians wrote and that pass the check{% endif %}. What may not: the ten classes, the preparation of a film, the rules by which it abstains, the intended use, {% if not e.language %}the language model, {% endif %}and who may use it. A change of these is a new model with a validation of its own.
 
-This time: {{ e.data.get('learned_from', e.data.films - e.data.recent) }} settled films to learn from, {{ e.data.recent }} held back to measure on. From {{ e.champion.version }} ({{ e.champion.bundle_hash[:12] }}) to {{ e.challenger.version }} ({{ e.challenger.bundle_hash[:12] }}). Started {{ e.started }}.
+This time: {{ e.data.get('learned_from', e.data.films - e.data.recent) }} settled films to learn from, {{ e.data.recent }} held back to measure on{% if e.language %}; {{ e.language.explanations_of_physicians }} explanations of physicians, {{ e.language.explanations_refused }} refused by the check{% endif %}. From {{ e.champion.version }} ({{ e.champion.bundle_hash[:12] }}) to {{ e.challenger.version }} ({{ e.challenger.bundle_hash[:12] }}). Started {{ e.started }}.
 
 ## 2. Modification protocol
 
@@ -80,6 +80,7 @@ Goals: {{ goals }}.
 | --- | --- | --- |
 | the new model is worse for some | every class and subgroup is asked, and one that is worse refuses the whole | {{ d.worse|join('; ') or 'none' }} |
 | too few films to see it | named, and no ground for promotion | {{ d.not_assessable|join('; ') or 'none' }} |
+| a class is lost unseen | each with too few test films is named for a person | {{ d.needs_a_look|join('; ') or 'none' }} |
 | it learned its own errors | answers of physicians, unseen first, settled; a control share drawn by chance | answers given after the model's was seen are marked as feedback in films.csv |
 | it learned the test | comparison of every film with every test film, mirrored too | {{ e.data.get('copies_of_test_films', 0) }} copies found |
 | it is right here and wrong tomorrow | drift is watched, the canary's limits take it back | `cxr-pred watch`, rollback by the alias |

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Due', 'drifted_twice', 'is_due', 'journal_of', 'read_feedback_films', 'places', 'join_data', 'films_sha256',
-           'carried_adapter', 'train_challenger', 'pack_challenger', 'compare_models', 'recent_films', 'home', 'below',
-           'alone', 'remembered', 'remember', 'newly_settled', 'metrics_of', 'registered', 'champion_of', 'promote',
+           'carried_adapter', 'carry_language', 'train_language', 'train_challenger', 'pack_challenger',
+           'compare_models', 'recent_films', 'home', 'below', 'alone', 'remembered', 'remember', 'newly_settled',
+           'note_learned', 'ever_learned', 'metrics_of', 'registered', 'champion_of', 'promote', 'forget_films',
            'conclude', 'finish', 'retrain', 'challenge']
 
 # %% ../../nbs/ops/retrain.ipynb #4c1380da
@@ -27,10 +28,10 @@ from ..data.labels import LABELS
 from ..data.split import dealt, units_in_two_splits
 from ..database import now
 from ..evaluate.outputs import chosen
-from .challenge import answers, decision, gate_rows, paired, questions, read_by_both, spoiled
+from .challenge import answers, decision, gate_rows, paired, questions, read_by_both, share, spoiled
 from .drift import WINDOW, Films, compare, write_whole
 from .evidence import write_evidence
-from .feedback import Known, alike, known_films, read_sheet, settled, write_films
+from .feedback import Known, Learned, alike, known_films, read_sheet, settled, write_films
 from ..store import Store, export_feedback
 from ..tracking import git_commit, tracking_uri
 from ..vision.bundle import digest, link_engine
@@ -165,6 +166,34 @@ def carried_adapter(
     return {"adapter": (run / "adapter.safetensors").relative_to(root()).as_posix()}
 
 
+def carry_language(
+    champion: Path,   # run folders
+    run: Path,
+) -> None:
+    "Give a challenger the champion's language model and what was measured of it."
+    (run / "metrics").mkdir(parents=True, exist_ok=True)
+    for name in ("llm", "train_llm"):
+        if (f := champion / f"metrics/{name}.json").is_file(): shutil.copyfile(f, run / f"metrics/{name}.json")
+    if (champion / "llm").is_dir(): shutil.copytree(champion / "llm", run / "llm")
+
+
+def train_language(
+    profile: str,
+    run: Path,     # below the root
+    words: Path,   # Parquet of physicians' answers, below the root
+) -> dict:
+    "Run the stages sft, train_llm and evaluate_llm in a challenger's run folder, with the explanations that physicians wrote; return the counts. Raises `SetupError` no_words."
+    from cxr_pred.pipeline import run_stage
+    where, reports = {"run": below(run)}, f"retrain/{profile}/{run.name}"
+    run_stage("sft", profile, instead=where | {"feedback": below(words)}, reports=reports)
+    counts = read_json(run / "sft/summary.json")
+    if not counts["physicians"]: raise SetupError("no_words", f"No physician wrote an explanation that passes the check; {counts['physicians_refused']} did not.", "Leave --language out.")
+    (run / "llm_base").symlink_to((run_dir(profile) / "llm_base").resolve())
+    shutil.rmtree(run / "llm", ignore_errors=True)   # the champion's
+    for stage in ("train_llm", "evaluate_llm"): run_stage(stage, profile, instead=where, reports=reports)
+    return {"explanations_of_physicians": counts["physicians"], "explanations_refused": counts["physicians_refused"], "pairs": counts["train"]}
+
+
 def train_challenger(
     profile: str,
     run: Path,     # below the root; run/data is there
@@ -173,7 +202,7 @@ def train_challenger(
     from cxr_pred.pipeline import run_stage
     where = {"run": run.relative_to(root()).as_posix()}
     (run / "metrics").mkdir(exist_ok=True)
-    for name in ("etl", "data_card", "llm", "train_llm"):
+    for name in ("etl", "data_card"):
         if (f := run_dir(profile) / f"metrics/{name}.json").is_file(): shutil.copyfile(f, run / f"metrics/{name}.json")
     for stage, more in (("train_vit", carried_adapter(load_params(profile, "train_vit").get("adapter", ""), run_dir(profile) / "data", run)), ("export_vit", {}), ("evaluate", {})):
         run_stage(stage, profile, instead=where | more, reports=f"retrain/{profile}/{run.name}")
@@ -199,27 +228,33 @@ def compare_models(
     recent: Known,             # feedback that neither learned from
     settings: dict,            # the section retrain
     workers: int = 2,
+    kept: Path | None = None,   # folder of the champion's answers; those of others are deleted from it
 ) -> list[dict]:
     "Rows of `ops.challenge` on the frozen test, on recent feedback and on spoiled test films."
     times, seed, least = settings["draws"], settings["seed"], settings["least"]
-    said = read_by_both(champion, challenger, test.pictures, workers)
+    said = read_by_both(champion, challenger, test.pictures, workers, kept)
     parts = 2 * len(questions(test.manifest, said)) + 15
     rows = answers("frozen test", test.manifest, said, times=times, seed=seed, parts=parts)
-    if len(recent.manifest): rows += answers("recent feedback", recent.manifest, read_by_both(champion, challenger, recent.pictures, workers), ("accuracy", "answered and right") if len(recent.manifest) >= least else (), times, seed, parts)
+    if len(recent.manifest): rows += answers("recent feedback", recent.manifest, read_by_both(champion, challenger, recent.pictures, workers, kept), ("accuracy", "answered and right") if len(recent.manifest) >= least else (), times, seed, parts)
     some = chosen(len(test.manifest), settings["stress_films"], seed)
     truth, groups = test.manifest.label.map(LABELS.index).to_numpy()[some], test.manifest.group_id.to_numpy()[some]
     for name, films in spoiled(test.pictures[some], seed).items():
-        both = read_by_both(champion, challenger, films, workers)
-        right = [both[m]["probs"].argmax(1) == truth for m in ("champion", "challenger")]
-        rows.append({"where": "spoiled films", "name": name.replace("_", " "), "kind": "part"} | paired(lambda i: (right[0][i].mean(), right[1][i].mean()), groups, times, seed, 0.05 / parts))
+        both = read_by_both(champion, challenger, films, workers, kept)
+        right = [share(both[m]["probs"].argmax(1) == truth) for m in ("champion", "challenger")]
+        rows.append({"where": "spoiled films", "name": name.replace("_", " "), "kind": "part"} | paired(lambda w: (right[0](w), right[1](w)), groups, times, seed, 0.05 / parts))
+    if kept:
+        for f in kept.glob("*.npz"):
+            if not f.name.startswith(champion.bundle_hash[:16]): f.unlink()
     return rows
 
 
 def recent_films(place: Path) -> Known:
-    "The feedback films that are only measured on."
+    "The feedback films that are only measured on; none that the ETL joined with one to learn from."
     known = known_films(place / "data", ("train", "val", "test"))
-    at = np.flatnonzero(known.manifest.path.map(read_sheet(place / "raw").set_index("path").part) == "recent")
+    part = known.manifest.path.map(read_sheet(place / "raw").set_index("path").part)
+    at = np.flatnonzero((part == "recent") & ~known.manifest.group_id.isin(set(known.manifest.group_id[part == "learn"])))
     return Known(known.manifest.iloc[at].reset_index(drop=True), known.pictures[at], known.preparation)
+
 
 # %% ../../nbs/ops/retrain.ipynb #d187872c
 def home(profile: str) -> Path: return root() / "runs" / "retrain" / profile
@@ -267,6 +302,28 @@ def newly_settled(
     return len(table) if not before["at"] else int((table["at"] > datetime.fromisoformat(before["at"])).sum())
 
 
+def note_learned(
+    run: Path,   # run/data is there
+    raw: Path,   # with feedback/films.csv
+) -> None:
+    "Keep which settled films a run learned from, by their pixels and their patients: run/learned.json."
+    own = pd.read_parquet(run / "data/manifest.parquet").query("source == 'csv:feedback'")
+    sheet = read_sheet(raw).set_index("path")
+    write_json(run / "learned.json", {"sha256": sorted(own.sha256), "groups": sorted(set(sheet.patient_id.fillna(sheet.study)[own.path]))})
+
+
+def ever_learned(profile: str) -> Learned:
+    "What the profile's run and every champion after it learned from."
+    runs, films = [f.parent for f in sorted(home(profile).glob("[0-9]*/learned.json"))], [known_films(run_dir(profile) / "data", ("train", "val"))]
+    notes = [read_json(run / "learned.json") for run in runs]
+    for run in runs:
+        if not (run / "data/manifest.parquet").is_file(): continue
+        known = known_films(run / "data", ("train", "val"))
+        at = np.flatnonzero(known.manifest.source == "csv:feedback")   # the others are the profile's
+        films.append(Known(known.manifest.iloc[at].reset_index(drop=True), known.pictures[at], known.preparation))
+    return Learned(frozenset(h for n in notes for h in n["sha256"]), frozenset(g for n in notes for g in n["groups"]), tuple(films))
+
+
 def metrics_of(run: Path) -> dict:
     "The metrics that gates look at."
     return {n: read_json(f) for n in ("etl", "vit", "llm") if (f := run / f"metrics/{n}.json").is_file()}
@@ -311,6 +368,12 @@ def promote(
     return register_bundle(challenger, alias="champion")
 
 
+def forget_films(run: Path) -> None:
+    "Delete the films of a challenger that nobody will use, and that it learned from them."
+    shutil.rmtree(run / "data", ignore_errors=True)
+    (run / "learned.json").unlink(missing_ok=True)
+
+
 def conclude(
     profile: str,
     evidence: dict,   # with champion.run, run and decision
@@ -324,7 +387,7 @@ def conclude(
         except CxrError as e: verdict |= {"promote": False, "why": [f"It could not be promoted: {e.message}"]}
     if not verdict["promote"]: evidence |= {"alias": "not moved"}
     write_evidence(run / "evidence", evidence)
-    if not verdict["promote"]: shutil.rmtree(run / "data", ignore_errors=True)   # patients' films, of no use any more
+    if not verdict["promote"]: forget_films(run)
     remember(evidence["run"] if verdict["promote"] else champion, evidence["at"], profile)
     log.info("retraining %s: %s", run.name, "promoted" if verdict["promote"] else "not promoted")
     return evidence
@@ -334,7 +397,7 @@ def finish(profile: str) -> dict | None:
     "Under the lock: delete films of retrainings that broke off, end a promotion that was begun and not ended, and return its evidence; None where there is none to end."
     before = remembered(profile)
     for data in home(profile).glob("[0-9]*/data"):
-        if not (data.parent / "evidence/evidence.json").is_file(): shutil.rmtree(data)
+        if not (data.parent / "evidence/evidence.json").is_file(): forget_films(data.parent)
     if before["pending"] is None: return None
     if not (f := root() / before["pending"] / "evidence/evidence.json").is_file(): remember(before["champion"], before["at"], profile); return None   # nothing was moved before its evidence stood
     return conclude(profile, read_json(f))
@@ -347,12 +410,13 @@ def retrain(
     started: str,                # why, for the evidence
     train: Callable = train_challenger,   # of profile and run folder: leaves vit/ and metrics/vit.json
     pack: Callable = pack_challenger,     # likewise: returns the bundle
+    *, language: bool = False,            # tune the language model too
 ) -> tuple[dict, Path]:          # the evidence, and its folder
-    "Train a challenger with the settled films, decide, and write the evidence. Raises `SetupError`: no_run, nothing_to_learn, retraining_runs, champion_elsewhere, no_registry."
+    "Train a challenger with the settled films, decide, and write the evidence. Raises `SetupError`: no_run, nothing_to_learn, no_words, retraining_runs, champion_elsewhere, no_registry."
     load_params(profile, "retrain")   # a profile that is not there leaves no folder
     with alone(profile):
         finish(profile)
-        return challenge(profile, store, started, train, pack)
+        return challenge(profile, store, started, train, pack, language)
 
 
 def challenge(
@@ -361,29 +425,34 @@ def challenge(
     started: str,
     train: Callable,
     pack: Callable,
+    language: bool = False,
 ) -> tuple[dict, Path]:
     "What `retrain` does while it is alone."
     settings, place, base, before = load_params(profile, "retrain"), home(profile) / "feedback", run_dir(profile) / "data", remembered(profile)
     champion, known_by = champion_of(profile, before)
     if not (champion / "bundle/manifest.json").is_file(): raise SetupError("no_run", f"{champion / 'bundle'} holds no bundle to hold a challenger against.", f"Run the pipeline first: make run PROFILE={profile}.")
     test, at = known_films(base), now()
-    counts = write_films(store, place / "raw", [test], settings["recent_share"])
+    counts = write_films(store, place / "raw", [test], settings["recent_share"], ever_learned(profile))
     if not counts["learn"]: raise SetupError("nothing_to_learn", f"{counts['films']} settled films, none of them to learn from.", "Wait for physicians' answers, or lower retrain.recent_share.")
     read = read_feedback_films(place, load_params(profile, "etl"))
     run = home(profile) / at.strftime("%Y%m%dT%H%M%S%f")
     counts |= {k: read[k] for k in ("films_opened", "films_known_before")} | join_data(base, place / "data", place / "raw", run / "data", settings["seed"])
     if counts["learned_from"] == 0: raise SetupError("nothing_to_learn", "All settled films are known to the profile already, or tie two splits together.", "Wait for other films.")
+    note_learned(run, place / "raw")
     export_feedback(store, place / "feedback.parquet")   # physicians' words, for sft.feedback
+    carry_language(champion, run)
+    try: spoken = train_language(profile, run, place / "feedback.parquet") if language else None
+    except CxrError: forget_films(run); raise
     train(profile, run)
     with TemporaryDirectory() as folder:
         old, new = Classifier(champion / "bundle", threads=1), Classifier(link_engine(run / "vit", Path(folder) / "engine", profile).path, threads=1)
-        rows = compare_models(old, new, test, recent_films(place), settings) + gate_rows(load_params(profile, "gate")["gates"], metrics_of(champion), metrics_of(run))
+        rows = compare_models(old, new, test, recent_films(place), settings, kept=home(profile) / "answers") + gate_rows(load_params(profile, "gate")["gates"], metrics_of(champion), metrics_of(run))
     verdict = decision(rows, settings["margin"], settings["margin_part"], settings["least"])
     made = None
     if verdict["promote"]:
         try: made = load_bundle(pack(profile, run))
         except CxrError as e: verdict |= {"promote": False, "why": [f"It could not be packaged: {e.message}"]}
-    evidence = {"at": at.isoformat(), "profile": profile, "started": started, "git_commit": git_commit(), "run": below(run), "data": counts, "settings": settings, "parameters_sha256": digest(load_params(profile)),
+    evidence = {"at": at.isoformat(), "profile": profile, "started": started, "git_commit": git_commit(), "run": below(run), "data": counts, "language": spoken, "settings": settings, "parameters_sha256": digest(load_params(profile)),
                 "champion": {"version": old.model_version, "bundle_hash": old.bundle_hash, "run": below(champion), "known_by": known_by},
                 "challenger": {"version": made.manifest["version"] if made else f"not packaged, {run.name}", "bundle_hash": made.hash if made else new.bundle_hash}, "decision": verdict}
     if verdict["promote"]: remember(below(champion), before["at"], profile, pending=below(run))
