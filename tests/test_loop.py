@@ -268,7 +268,7 @@ def test_what_a_champion_learned_from_is_never_measured_on(project, monkeypatch)
     assert said("retrain", "--now").exit_code == 0
     measured, learned = recent(), set(read_json(root() / loop.remembered("sample")["champion"] / "learned.json")["sha256"])
     assert len(learned) > 20 and measured and not learned & measured
-    for n in range(20): recorded(project, film(LABELS[n % 10], 900 + n), LABELS[n % 10], f"P{n}")   # a new film of every patient
+    for n in range(19, -1, -1): recorded(project, film(LABELS[n % 10], 900 + n), LABELS[n % 10], f"P{n}")   # a new film of every patient, last of those that were learned from
     assert said("retrain", "--now").exit_code == 3
     assert recent() and not learned & recent(), "a patient's new film brings no old one back"
     assert not [f for f in loop.home("sample").glob("*/learned.json") if f.parent.name != Path(loop.remembered("sample")["champion"]).name], "nobody reads by what a refused one learned"
