@@ -10,7 +10,7 @@ __all__ = ['Due', 'drifted_twice', 'is_due', 'journal_of', 'read_feedback_films'
            'conclude', 'finish', 'retrain', 'challenge']
 
 # %% ../../nbs/ops/retrain.ipynb #4c1380da
-import fcntl, hashlib, json, shutil
+import fcntl, hashlib, json, math, shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -65,6 +65,8 @@ def is_due(
     "Whether to train again, and why, or why not."
     if asked: return Due(True, f"by {asked}")
     if new >= min_confirmed: return Due(True, f"by {new} newly settled studies, {min_confirmed} are enough")
+    least = max(1, math.ceil(min_confirmed / 10))
+    if on_drift and (outcome_drifted or drifted) and new < least: return Due(False, f"there is drift, but {new} studies were settled since the last time and would make nearly the same challenger; {least} are needed.")
     if on_drift and outcome_drifted: return Due(True, "by physicians' answers: fewer are right than chance explains")
     if on_drift and drifted: return Due(True, f"by drift in two windows: {', '.join(drifted)}")
     return Due(False, f"{new} studies were settled since the last time, {min_confirmed} are needed; " + ("no drift was confirmed." if on_drift else "drift is no reason here (retrain.on_drift)."))
