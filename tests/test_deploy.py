@@ -34,7 +34,7 @@ CHECKED = {
     "test_workflows": [".github/workflows/*.yml", ".github/*.yaml"], "test_readme": ["deploy/README.md", "deploy/ray/README.md"], "test_docs.py::test_what_is_typed_is_there": ["deploy/elk/README.md", "deploy/browser/README.md"],
     "test_browser_build.py::test_the_page": ["deploy/browser/page/*"], "test_browser_build.py::test_the_runtime_is_pinned_and_no_registry_is_named": ["deploy/browser/package*.json"],
     "test_rollout.py::test_the_limits_are_the_same_everywhere": ["deploy/rollout.yaml"], "test_monitoring.py::test_the_dashboards_are_those_of_the_notebook": ["deploy/grafana/dashboards/*.json"],
-    "test_logs.py::test_rsyslog_carries_every_line_even_if_the_index_is_away": ["deploy/elk/rsyslog.conf"], "test_logs.py::test_the_template_knows_every_field_that_is_written": ["deploy/elk/index-template.json", "deploy/elk/ilm-policy.json"],
+    "test_logs.py::test_rsyslog_carries_every_line_even_if_the_index_is_away": ["deploy/elk/rsyslog.conf"], "test_logs.py::test_the_template_knows_every_field_that_is_written": ["deploy/elk/index-template.json", "deploy/elk/ilm-policy.json"], "test_logs.py::test_the_dashboard_asks_for_fields_that_are_written_and_known": ["deploy/elk/kibana.ndjson"],
     "test_chart.py::test_lint_finds_a_name_that_nobody_defined": ["deploy/checks/ruff.toml"],
     "test_schedules.py::test_the_files_parse_and_name_commands_that_there_are": ["deploy/airflow/dags/*.py"], "test_schedules.py::test_the_versions_agree": ["deploy/airflow/requirements.in", "deploy/airflow/requirements.lock"],
     "test_compose.py::test_a_film_of_a_scanner_goes_on_to_the_page": ["deploy/stack/forward.lua"],
