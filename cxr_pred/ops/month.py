@@ -6,8 +6,8 @@
 __all__ = ['MONTH', 'SHORT', 'CONFIG', 'KILLS', 'OPEN_READ', 'TEAL', 'RED', 'GREY', 'INK', 'AMBER', 'EVENTS', 'PAGE', 'Phase',
            'endless', 'plan_month', 'two_pools', 'misreading', 'quiet_env', 'until', 'Clinic', 'asked', 'Traffic',
            'Killer', 'Monitor', 'own_project', 'retrained', 'films_table', 'accounts', 'recovery', 'learned_drift',
-           'found_drift', 'false_alarms', 'promises', 'told', 'month_figure', 'month_html', 'Month', 'month',
-           'reckoned']
+           'found_drift', 'alarms_of', 'false_alarms', 'promises', 'told', 'month_figure', 'month_html', 'Month',
+           'month', 'reckoned']
 
 # %% ../../nbs/ops/month.ipynb #month02
 import asyncio, hashlib, json, os, secrets, shutil, subprocess, sys, threading, time
@@ -442,6 +442,16 @@ def found_drift(
     return {"found": True, "after": hit["sent"] - begins, "measures": hit["drifted"], "why": ""}
 
 
+def alarms_of(looks: list[dict]) -> list[dict]:
+    "Each time a measure went beyond its limit, or the outcome did: sent (films by then), version, by."
+    out, on = [], set()
+    for l in looks:
+        now = {*l["drifted"], *(["outcome"] if l["outcome_drifted"] else [])}
+        out += [{"sent": l["sent"], "version": l["version"], "by": by} for by in sorted(now - on)]
+        on = now
+    return out
+
+
 def false_alarms(
     looks: list[dict],
     calm: list[tuple[int, int]],   # stretches without drift: films sent before, and at the end
@@ -472,7 +482,7 @@ def promises(r: dict) -> list[dict]:
 def told(report: dict) -> str:
     "The month for a terminal."
     word = {True: "kept", False: "BROKEN", None: "not measured"}
-    return "\n".join([f"{report['uploads']} uploads in {report['minutes']:.0f} minutes, {report['per_s']:.1f} a second while films came."] + [f"{word[p['passed']]:13}{p['what']}: {p['seen']}" for p in report["promises"]])
+    return "\n".join([f"{report['uploads']} uploads in {report['minutes']:.0f} minutes, {report['per_s']:.1f} a second while films came."] + [f"{word[p['passed']]:13}{p['what']}: {p['seen']}" for p in report["promises"]] + ["Alarms of the drift watch: " + ("; ".join(f"{a['by']} after {a['sent']} uploads" for a in report["alarms"]) or "none") + "."])
 
 # %% ../../nbs/ops/month.ipynb #month35
 TEAL, RED, GREY, INK, AMBER = "#0b6e7f", "#b3261e", "#5b6874", "#17212b", "#b26a00"
@@ -653,5 +663,5 @@ def reckoned(played: Month, killer: Killer, monitor: Monitor, lines: list[dict],
     events += [{"sent": next(p["begins"] for p in played.phases if p["name"] == name) + d["after"], "kind": "drift found", "said": f"{name}: {', '.join(d['measures'])}"} for name, d in drifts.items() if d["found"]]
     if bad and bad["rule"]: events.append({"sent": int((films.t <= bad["t"]).sum()), "kind": "rollback", "said": f"{bad['rule']}: {bad['why']}"})
     calm = [(p["begins"], p["ends"]) for p, k in zip(played.phases, phases) if k.mix == {"none": 1}]
-    return {"accounts": account, "per_s": len(films) / max(played.playing_s, 1e-9), "wrong_files": len(wrong), "unexpected": {str(k): int(v) for k, v in unexpected.value_counts().items()}, "kills": killer.done, "drifts": drifts, "false_alarms": false_alarms(monitor.looks, calm), "watch_failures": monitor.failures,
+    return {"accounts": account, "per_s": len(films) / max(played.playing_s, 1e-9), "wrong_files": len(wrong), "unexpected": {str(k): int(v) for k, v in unexpected.value_counts().items()}, "kills": killer.done, "drifts": drifts, "false_alarms": false_alarms(monitor.looks, calm), "alarms": alarms_of(monitor.looks), "watch_failures": monitor.failures,
             "bad_release": bad, "retraining": played.retraining, "recovery": recovery(films, played.champion, played.challenger, learned_drift(phases)), "phases": played.phases, "events": sorted(events, key=lambda e: e["sent"]), "looks": monitor.looks}, films
