@@ -58,7 +58,7 @@ class Used(NamedTuple):
     "A version that reads films."
     hash: str
     path: str
-    since: datetime | None = None   # when it got its first films, while it is on trial
+    since: datetime | None = None   # when it got its first films, where it came by a rollout
 
 
 def in_use(
@@ -66,9 +66,9 @@ def in_use(
 ) -> list[Used]:
     "What a rollout has films read by, the stable version first; nothing where none ever began. Raises `SetupError` broken_state."
     from cxr_pred.ops.rollout import CARRIES, Memory
-    s = Memory(folder).read()
-    out = [Used(s.stable.hash, s.stable.path)] if s.stable else []
-    if s.candidate and s.stage in CARRIES and s.candidate.hash != s.stable.hash: out.append(Used(s.candidate.hash, s.candidate.path, datetime.fromtimestamp(s.began or s.since, timezone.utc)))
+    s, day = Memory(folder).read(), lambda t: datetime.fromtimestamp(t, timezone.utc) if t else None
+    out = [Used(s.stable.hash, s.stable.path, day(s.stable_since))] if s.stable else []
+    if s.candidate and s.stage in CARRIES and s.candidate.hash != s.stable.hash: out.append(Used(s.candidate.hash, s.candidate.path, day(s.began or s.since)))
     return out
 
 
