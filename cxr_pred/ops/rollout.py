@@ -363,6 +363,7 @@ class Eyes:
             stretch[name] = w.stretch("requests", self.limits.least)
             grew[name], short = w.grew(stretch[name]) or {"requests": 0, "bad": 0}, w.grew(self.limits.window_s)
             grew[name]["silent"] = not short or not short["requests"]
+        context()   # else each question of the first look would make its own
         said = at_once({("buckets", n): lambda n=n: self.buckets(n) for n in seen} | ({("p99", n): lambda n=n: self.p99(n, stretch[n]) for n in seen} if self.where.prometheus else {})
                        | {(what, h): lambda what=what, h=h: self.drifted(what, h) for what in ("outcome", "input") for h in used}
                        | ({("serves", n): lambda n=n: served(getattr(self.where, n)) for n in seen} if state.stage in ("waiting", *CARRIES) else {}), self.limits.ask_s)
