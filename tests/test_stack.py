@@ -36,8 +36,9 @@ def told(said, **numbers):
 
 def coded(items):
     "Concept name and value of every code in a structured report's tree."
+    value = lambda code: code.get("CodeValue") or code.LongCodeValue   # of more than 16 characters
     for item in items:
-        if item.ValueType == "CODE": yield item.ConceptNameCodeSequence[0].CodeValue, item.ConceptCodeSequence[0].CodeValue
+        if item.ValueType == "CODE": yield value(item.ConceptNameCodeSequence[0]), value(item.ConceptCodeSequence[0])
         yield from coded(item.get("ContentSequence", []))
 
 
