@@ -119,7 +119,7 @@ deploy-checks: $(CHECKS)
 $(CHECKS): deploy/checks/requirements.lock deploy/checks/package-lock.json | $(STAMP)
 	@test -x .venv-deploy/bin/python || $(BIN)/uv venv --quiet --python $(BIN)/python .venv-deploy
 	@$(BIN)/uv pip sync --quiet --require-hashes --python .venv-deploy/bin/python deploy/checks/requirements.lock || { echo "The checkers could not be installed. Check the network (UV_INDEX_URL for a mirror); then run the same command again."; exit 1; }
-	@if command -v npm >/dev/null; then cd deploy/checks && npm ci --silent; else echo "There is no npm: the schemas of Argo Rollouts, KEDA, the Gateway and the Prometheus operator are left out."; fi
+	@if command -v npm >/dev/null; then cd deploy/checks && npm ci --silent --fetch-retries=1; else echo "There is no npm: the schemas of Argo Rollouts, KEDA, the Gateway and the Prometheus operator are left out."; fi
 	@touch $@
 
 SCHEDULER := .venv-airflow/.set-up

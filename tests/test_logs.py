@@ -266,3 +266,11 @@ def test_compose_puts_the_dashboard_into_its_kibana():
     source, target, mode = s["volumes"][0].split(":")
     assert (ROOT / "deploy/compose" / source).resolve() == ELK / "kibana.ndjson" and f"file=@{target}" in s["command"][0] and mode == "ro"
     assert "kibana:5601/api/saved_objects/_import?overwrite=true" in s["command"][0] and "kbn-xsrf" in s["command"][0] and s["depends_on"] == {"kibana": {"condition": "service_healthy"}} and s["profiles"] == services["kibana"]["profiles"]
+    import subprocess, tempfile
+    from pathlib import Path
+    for answer, shown in (('{"success":true}', "is there"), ('{"success":false,"errors":["x"]}', "did not take")):   # a refusal must not keep Filebeat waiting
+        with tempfile.TemporaryDirectory() as d:
+            (curl := Path(d) / "curl").write_text(f"#!/bin/sh\necho '{answer}'\n"); curl.chmod(0o755)
+            script = s["command"][0].replace("$$", "$").replace("/run/secrets/elastic_password", "/dev/null")
+            r = subprocess.run(["/bin/sh", "-ec", script], env={"PATH": f"{d}:/usr/bin:/bin"}, capture_output=True, text=True)
+        assert r.returncode == 0 and shown in r.stdout + r.stderr, r

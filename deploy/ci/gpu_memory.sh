@@ -6,7 +6,7 @@ prometheus=$1 space=${2:-cxr} release=${3:-cxr}
 query="100 * max(DCGM_FI_DEV_FB_USED{exported_namespace=\"$space\"} / (DCGM_FI_DEV_FB_USED{exported_namespace=\"$space\"} + DCGM_FI_DEV_FB_FREE{exported_namespace=\"$space\"}))"
 # a Prometheus that does not answer is an error, and not a GPU that reports nothing
 answer=$(curl --fail --silent --show-error --max-time 20 --get --data-urlencode "query=$query" "$prometheus/api/v1/query")
-used=$(echo "$answer" | jq -r '.data.result[0].value[1] // empty')
+used=$(printf '%s\n' "$answer" | jq -r '.data.result[0].value[1] // empty')
 [ -n "$used" ] || { echo "GPU memory: not measured. No GPU reports it, so this gate judged nothing."; exit 0; }
 echo "GPU memory: $used per cent"
 # whole numbers are enough

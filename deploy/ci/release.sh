@@ -33,7 +33,7 @@ revision() { { helm history cxr --namespace "$1" --output json 2> /dev/null || e
 # whose values a revision has, and which version it is: its digests, or its tag where there are none
 of() {
     values=$(helm get values cxr --namespace "$space" --revision "$1" --output json) || return 1
-    echo "$values" | jq -r '(.environment // "none") + " " + ([.image.tag, .vit.digest, .page.digest, .watch.digest, .llm.digest] | map(. // "") | join(","))'
+    printf '%s\n' "$values" | jq -r '(.environment // "none") + " " + ([.image.tag, .vit.digest, .page.digest, .watch.digest, .llm.digest] | map(. // "") | join(","))'
 }
 # A delivery makes two revisions, canary and production, of one version: 'the one before' would change nothing. So: the newest version that this
 # environment had before it had the running one for the first time. Who goes back twice goes further back, not forward to what was left.

@@ -54,7 +54,7 @@ case $do in
         done
         [ -n "$run" ] || bad "no analysis runs beside it: it was not judged"
         report=$(kubectl --namespace "$space" get analysisrun "$run" --output json)
-        silent=$(echo "$report" | jq -r '[.spec.metrics[].name] - [.status.metricResults[]? | select((.successful // 0) > 0) | .name] | join(", ")')
+        silent=$(printf '%s\n' "$report" | jq -r '[.spec.metrics[].name] - [.status.metricResults[]? | select((.successful // 0) > 0) | .name] | join(", ")')
         [ -z "$silent" ] || bad "it was not judged: in all this time there was no figure for $silent"
         kubectl --namespace "$space" get analysisrun --output wide ;;
     promote)
