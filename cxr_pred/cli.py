@@ -772,7 +772,7 @@ def queue(
         told = None
         try: told = load_reference(reference or load_bundle(bundle))
         except SetupError as e:
-            if reference or e.code not in ("no_bundle", "no_reference"): raise
+            if reference: raise   # it was asked for
             print(e, "No study counts as strange.", file=sys.stderr)
         table = review_queue(store, told, most, control, seed=seed)
         if as_json: print(json.dumps(table.to_dict("records"), indent=1))

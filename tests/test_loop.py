@@ -12,7 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cxr_pred.cli import cli
-from cxr_pred.core import load_params, read_json, reload_settings, root, run_dir, write_json
+from cxr_pred.core import SetupError, load_params, read_json, reload_settings, root, run_dir, write_json
 from cxr_pred.data.images import PREPROCESSING, preprocess
 from cxr_pred.data.labels import LABELS
 from cxr_pred.ops import retrain as loop
@@ -226,6 +226,9 @@ def test_a_promotion_that_was_killed_is_ended_by_the_next_call(project, monkeypa
     assert (run / "evidence/evidence.json").is_file() is evidence and (not evidence or read_json(run / "evidence/evidence.json")["alias"] == "pending"), "no alias moves before its evidence stands"
     if evidence: assert (alias() != before) is moved
     r = said("retrain", "--check"); assert "A promotion was begun and not ended" in r.stdout and loop.remembered("sample") == state, "who only looks ends nothing"
+    def away(profile): raise SetupError("no_registry", "The model registry does not say which bundle is the champion.")
+    with monkeypatch.context() as m:   # nobody can say what the alias is: that is no 'no'
+        if evidence: m.setattr(loop, "registered", away); r = said("retrain"); assert r.exit_code == 1 and "[no_registry]" in r.stderr and loop.remembered("sample") == state and (run / "learned.json").is_file() and (run / "data").is_dir(), r.output
     r = said("retrain")
     if not evidence:
         assert "it had no evidence yet, nothing was moved" in r.stdout and "There is reason to train again" in r.stdout and loop.remembered("sample")["pending"] is None and not (run / "data").exists()
@@ -268,6 +271,9 @@ def test_what_a_champion_learned_from_is_never_measured_on(project, monkeypatch)
     assert said("retrain", "--now").exit_code == 0
     measured, learned = recent(), set(read_json(root() / loop.remembered("sample")["champion"] / "learned.json")["sha256"])
     assert len(learned) > 20 and measured and not learned & measured
+    (note := root() / loop.remembered("sample")["champion"] / "learned.json").rename(note.with_suffix(".away"))   # a champion of before, when there were no such notes
+    assert learned <= loop.ever_learned("sample").sha256
+    note.with_suffix(".away").rename(note)
     for n in range(19, -1, -1): recorded(project, film(LABELS[n % 10], 900 + n), LABELS[n % 10], f"P{n}")   # a new film of every patient, last of those that were learned from
     assert said("retrain", "--now").exit_code == 3
     assert recent() and not learned & recent(), "a patient's new film brings no old one back"

@@ -292,3 +292,10 @@ def test_by_hand_the_same_words_are_sent():
     p = Proxy(); p.s = socket.create_server(("127.0.0.1", 0)); p.start()
     set_weights("127.0.0.1:%d" % p.s.getsockname()[1], weights("canary", Limits())); p.join(); p.s.close()
     assert sorted(sent[0].split(";")) == sorted(by_hand)
+
+
+def test_a_state_of_before_compares_what_is_left_open_by_the_limits(tmp_path):
+    limits = Limits()
+    r = Rollout(tmp_path, RolloutSettings(), limits, None)
+    (tmp_path / "rollout.json").write_text(State(stage="canary").model_dump_json(exclude={"opens", "opened", "filled", "stable_since"}))
+    assert (r.read().opens.slack, r.read().opens.margin, r.read().stage) == (limits.open_slack, limits.open_slack, "canary")

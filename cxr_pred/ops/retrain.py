@@ -6,8 +6,8 @@
 __all__ = ['Due', 'drifted_twice', 'is_due', 'journal_of', 'read_feedback_films', 'places', 'join_data', 'films_sha256',
            'carried_adapter', 'carry_language', 'train_language', 'train_challenger', 'pack_challenger',
            'compare_models', 'recent_films', 'home', 'below', 'alone', 'remembered', 'remember', 'newly_settled',
-           'note_learned', 'ever_learned', 'metrics_of', 'registered', 'champion_of', 'promote', 'forget_films',
-           'conclude', 'finish', 'retrain', 'challenge']
+           'note_learned', 'was_promoted', 'ever_learned', 'metrics_of', 'registered', 'champion_of', 'promote',
+           'forget_films', 'conclude', 'finish', 'retrain', 'challenge']
 
 # %% ../../nbs/ops/retrain.ipynb #4c1380da
 import fcntl, hashlib, json, math, shutil
@@ -314,14 +314,20 @@ def note_learned(
     write_json(run / "learned.json", {"sha256": sorted(own.sha256), "groups": sorted(set(sheet.patient_id.fillna(sheet.study)[own.path]))})
 
 
+def was_promoted(run: Path) -> bool:
+    "Whether a run's evidence says so; one that is still being made, or has none, was not."
+    return (f := run / "evidence/evidence.json").is_file() and read_json(f)["decision"]["promote"]
+
+
 def ever_learned(profile: str) -> Learned:
     "What the profile's run and every champion after it learned from."
-    runs, films = [f.parent for f in sorted(home(profile).glob("[0-9]*/learned.json"))], [known_films(run_dir(profile) / "data", ("train", "val"))]
-    notes = [read_json(run / "learned.json") for run in runs]
+    runs, films, notes = [run for run in sorted(home(profile).glob("[0-9]*")) if (run / "learned.json").is_file() or was_promoted(run)], [known_films(run_dir(profile) / "data", ("train", "val"))], []
     for run in runs:
+        if (run / "learned.json").is_file(): notes.append(read_json(run / "learned.json"))
         if not (run / "data/manifest.parquet").is_file(): continue
         known = known_films(run / "data", ("train", "val"))
         at = np.flatnonzero(known.manifest.source == "csv:feedback")   # the others are the profile's
+        if not (run / "learned.json").is_file(): notes.append({"sha256": known.manifest.sha256.iloc[at].tolist(), "groups": []})   # a run from before these notes
         films.append(Known(known.manifest.iloc[at].reset_index(drop=True), known.pictures[at], known.preparation))
     return Learned(frozenset(h for n in notes for h in n["sha256"]), frozenset(g for n in notes for g in n["groups"]), tuple(films))
 
@@ -339,7 +345,7 @@ def registered(profile: str) -> str | None:
     from cxr_pred.vision.registry import model_name
     uri = tracking_uri()
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file(): return None   # who only looks makes no database
-    try: return mlflow.MlflowClient(tracking_uri=uri).get_model_version_by_alias(model_name(profile), "champion").tags["bundle_hash"]
+    try: return mlflow.MlflowClient(tracking_uri=uri).get_model_version_by_alias(model_name(profile), "champion").tags.get("bundle_hash", "of a version without a hash, registered by hand")
     except MlflowException as e:
         if e.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"): return None   # no such model, no such alias
         raise SetupError("no_registry", f"The model registry does not say which bundle is the champion: {e.error_code}.", "Start MLflow, or correct MLFLOW_TRACKING_URI.") from e
@@ -386,7 +392,9 @@ def conclude(
     if verdict["promote"]:
         write_evidence(run / "evidence", evidence | {"alias": "pending"})
         try: evidence |= {"alias": f"moved to version {promote(profile, root() / champion / 'bundle', run / 'bundle')}"}
-        except CxrError as e: verdict |= {"promote": False, "why": [f"It could not be promoted: {e.message}"]}
+        except CxrError as e:
+            if e.code == "no_registry": raise   # nobody knows what it says; it stays pending, and the next call asks again
+            verdict |= {"promote": False, "why": [f"It could not be promoted: {e.message}"]}
     if not verdict["promote"]: evidence |= {"alias": "not moved"}
     write_evidence(run / "evidence", evidence)
     if not verdict["promote"]: forget_films(run)

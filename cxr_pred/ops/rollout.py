@@ -661,12 +661,17 @@ class Rollout:
             if old.hash != earlier[-1].hash: raise SetupError("bundle_changed", f"{old.path} holds {old.version} now.", "Put the earlier bundle back to its place.")
             return self.decided(state, actor, "return", why, rule, stage="waiting", candidate=old, goes_to="production", **self.comparisons())
 
+    def read(self) -> State:
+        "The state; one of before, which knew of no films left open, compares them as the limits say."
+        state = self.memory.read()
+        return state.model_copy(update={"opens": self.comparisons()["opens"]}) if state.opens == Comparison() else state
+
     def look(self) -> Decision:
         "Look, decide, act; hold where somebody was quicker. Raises `SetupError` no_proxy."
-        with self.memory.locked(): self.follow(asked := self.memory.read())
+        with self.memory.locked(): self.follow(asked := self.read())
         look, records = self.eyes.look(asked), self.records(asked)
         with self.memory.locked():
-            state = self.memory.read()
+            state = self.read()
             if moved(asked, state) or (asked.counted, asked.opened) != (state.counted, state.opened): return Decision("hold", "somebody was quicker")
             state = self.compared(state, look, records).model_copy(update={"breached": breaches(state, look, self.limits)})
             serves = look.serves.get("canary")

@@ -348,7 +348,7 @@ def alerts_of(
     "What a watch would have raised while the films came: {number (of the upload), by (measure or outcome), after (films), since (of them of another kind), drift, said}."
     import pandas as pd
     from cxr_pred.ops.drift import compare
-    from cxr_pred.ops.outcome import LEAST, outcome
+    from cxr_pred.ops.outcome import ANSWERS, LEAST, outcome
     from cxr_pred.ops.reference import KNOWN, WINDOW
     sent = {l["number"]: l for l in lines if l["what"] == "sent"}
     order, told, out, raised = [], [], [], set()
@@ -366,7 +366,7 @@ def alerts_of(
                 for m in table[table.drifted].itertuples(): alert(m.measure, f"differs by {m.effect:.2f} in the newest {min(WINDOW, len(order))}, chance explains up to {m.limit:.2f}")
         if l["what"] == "feedback" and l["status"] == 201 and not l["open"]:
             told.append({"truth": l["label"], "right": l["agrees"]})
-            if len(told) >= LEAST and (o := outcome(pd.DataFrame(told), reference["right"]))["drifted"]: alert("outcome", f"right on {o['newest']['value']:.0%} of the {o['newest']['n']} newest answered films, {o['fewest_right']} are the fewest that chance explains")
+            if len(told) >= LEAST and (o := outcome(pd.DataFrame(told[-ANSWERS:]), reference["right"]))["drifted"]: alert("outcome", f"right on {o['newest']['value']:.0%} of the {o['newest']['n']} newest answered films, {o['fewest_right']} are the fewest that chance explains")
     return out
 
 
@@ -444,6 +444,7 @@ def simulate(
         from cxr_pred.vision.classify import Classifier
         store = Store(state=folder / "state")
         try: watch_books(books, store, *yardstick(films, raw, Classifier(threads=1), physicians.error, seed))
+        except CxrError as e: books.write("watched", len(uploads), reference=None, why=e.message)   # what was lost has to be told all the same
         finally: store.close()
     books.close()
     report = report_of(read_books(books.path))
