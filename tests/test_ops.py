@@ -130,3 +130,12 @@ def test_a_changed_scanner_raises_an_alert_and_a_calm_day_none(bundle, drawn, tm
         first = report["alerts"][0]
         assert last.startswith("ALERT: ") and "film low" in {a["by"] for a in report["alerts"]} and first["drift"] == "scanner" and 0 < first["since"] < 80, report["alerts"]
         assert {l["number"]: l["drift"] for l in lines if l["what"] == "sent"}[first["number"]] == "scanner"
+
+
+def test_a_day_is_told_even_if_nobody_could_watch_it(bundle, drawn, tmp_path, monkeypatch):
+    from cxr_pred.core import SetupError
+    from cxr_pred.ops import simulate as played
+    def old(*a): raise SetupError("old_reference", "The bundle's reference is of another form.")
+    monkeypatch.setenv("CXR_BUNDLE", str(bundle)); monkeypatch.setattr(played, "yardstick", old)
+    report = played.simulate(tmp_path / "out", raw=drawn, n=6, seconds=1)
+    assert sum(report["answered"].values()) == 6 and report["watched"]["why"] == "The bundle's reference is of another form." and (tmp_path / "out/report.json").is_file()

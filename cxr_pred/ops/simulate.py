@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from ..core import InputError, SetupError
+from ..core import CxrError, InputError, SetupError
 from ..data.labels import LABELS
 
 # %% ../../nbs/ops/simulate.ipynb #c004
