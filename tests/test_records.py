@@ -235,3 +235,18 @@ def test_a_large_film_is_kept_small_as_pillow_makes_it():
     pixels = np.kron(np.random.default_rng(1).integers(0, 256, (45, 70), dtype=np.uint8), np.ones((32, 32), np.uint8))   # (1440, 2240)
     small = Image.fromarray(pixels); small.thumbnail((1024, 1024), Image.Resampling.HAMMING)
     with Image.open(io.BytesIO(film_png(pixels)), formats=("PNG",)) as back: assert back.size == (1024, 658) and np.array_equal(np.asarray(back), np.asarray(small))
+
+
+def test_what_is_settled_is_read_from_either_database(store):
+    "Its rows hold JSON, which PostgreSQL does not compare."
+    from datetime import timedelta
+    from cxr_pred.database import now
+    from cxr_pred.ops.feedback import control_accuracy, settled
+    ids = [study(store, f"p{k}", symptoms=["cough"]) for k in range(3)]
+    for i in ids[:2]:
+        for who in ("anna", "ben"): store.add_feedback(Feedback(study_id=i, physician=who, agrees=True, confirmed_label="NORMAL"))
+    table, counts = settled(store)
+    assert sorted(table.study_id) == sorted(ids[:2]) and (counts["answered"], counts["settled"]) == (2, 2)
+    assert settled(store, now() + timedelta(hours=1))[1]["answered"] == 0 and settled(store, now() - timedelta(hours=1))[1]["answered"] == 2
+    found = control_accuracy(store, share=1.0)
+    assert (found["n"], found["value"], found["controls"]) == (2, 1.0, 3)

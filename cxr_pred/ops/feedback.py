@@ -54,12 +54,17 @@ def roles(store: Store) -> dict[str, str]:
     with store.session() as s: return {n: r for table in (ApiKey, User) for n, r in s.execute(select(table.name, table.role))}
 
 
-def settled(store: Store) -> tuple[pd.DataFrame, dict[str, int]]:
+def settled(
+    store: Store,
+    since: datetime | None = None,   # only films read since then, aware; all if None
+) -> tuple[pd.DataFrame, dict[str, int]]:
     "A row a settled study, oldest answer first, and counts: answered, settled, confirmed, corrected, disputed, no_film."
     role, by_study = roles(store), {}
+    read_since = [Study.created_at >= since] if since else []
     with store.session() as s:
-        for a in s.scalars(select(Feedback).order_by(Feedback.id)): by_study.setdefault(a.study_id, []).append(a)
-        studies = {r.id: r for r in s.scalars(select(Study).join(Feedback, Feedback.study_id == Study.id).distinct())}
+        for a in s.scalars(select(Feedback).join(Study, Study.id == Feedback.study_id).where(*read_since).order_by(Feedback.id)): by_study.setdefault(a.study_id, []).append(a)
+        # not DISTINCT over the join: PostgreSQL compares no columns of JSON
+        studies = {r.id: r for r in s.scalars(select(Study).where(Study.id.in_(select(Feedback.study_id)), *read_since))}
     rows, count = [], {"answered": len(by_study), "settled": 0, "confirmed": 0, "corrected": 0, "disputed": 0, "no_film": 0}
     for study_id, answers in by_study.items():
         row, a = studies[study_id], settles(answers)
@@ -353,7 +358,7 @@ def control_accuracy(
     "On studies that chance drew and that were answered by the reader, the share right with Wilson's interval (value, low, high, n), how many there are (controls), and how many more the reader left open (left_open)."
     within = [Study.status != "rejected"] + ([Study.created_at >= since] if since else []) + ([Study.created_at < until] if until else [])
     with store.session() as s: ours = {i: status for i, status in s.execute(select(Study.id, Study.status).where(*within)) if drawn(i, seed) < share}
-    table, _ = settled(store)
+    table, _ = settled(store, since)
     table = table[table.study_id.isin([i for i, status in ours.items() if status == "ok"]) & (True if until is None else table["at"] < until)]
     answered = sum(status == "ok" for status in ours.values())
     return wilson(int((table.label == table.model_label).sum()), len(table)) | {"controls": answered, "left_open": len(ours) - answered}
