@@ -154,8 +154,8 @@ class CompiledWriter(Scribe):
         try: import onnx, onnxruntime   # noqa: F401  onnx writes the graph
         except ImportError as e: raise SetupError("no_graph", f"{e.name} is not installed.") from e
         from onnxruntime.capi import onnxruntime_pybind11_state as runtime
-        self.base, self.tokenizer = Path(base), Words(base) if layers_of(base) else None
-        self.context = min(context, layers_of(base)["block_size"])
+        self.base, self.context = Path(base), min(context, layers_of(base)["block_size"])
+        self.tokenizer = Words(base)
         how = onnxruntime.SessionOptions()
         how.intra_op_num_threads, how.log_severity_level = threads or cores(), 3
         try:

@@ -8,6 +8,7 @@ __all__ = ['Choices', 'Step', 'AGAIN', 'Form', 'Pen', 'guessed', 'write_one', 's
 
 # %% ../../nbs/language/generate.ipynb #c002
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -160,21 +161,21 @@ def write_many(
             hidden = trunk(torch.tensor([[eos if t is None else t] for t in new], device=device), (lengths + at)[:, None].to(device), width + at + 1)[:, 0]
 
 # %% ../../nbs/language/generate.ipynb #c013
-class Scribe:
+class Scribe(ABC):
     "What answers prompts: a `tokenizer`, a `form`, `context` positions, and of those who come after it `tokens` and `step`."
     engine = ""   # who runs the model
 
+    @abstractmethod
     def tokens(self, prompt: str) -> list[int]:
         "The ids that make this model answer."
-        raise NotImplementedError
 
+    @abstractmethod
     def step(self,
         ids: list[int],  # tokens
         past: int,       # positions before them that are known already; what lies behind is forgotten
         rows: int,       # after how many of the last tokens scores are wanted
     ) -> np.ndarray:     # (rows, tokens) logits, float32
         "Run the model; see `Step`."
-        raise NotImplementedError
 
     def stream(self,
         prompt: str,
