@@ -635,7 +635,7 @@ def test_environments_are_the_designs(rendered):
 
 def test_the_language_service_has_room(rendered):
     "What the operator's guide measured fits into what each environment asks for, with some to spare."
-    most = 1e9 * float(re.search(r"`cxr-pred llm-serve`\).*\(([\d.]+) at most", (ROOT / "docs/operator.md").read_text())[1])
+    most = 1e9 * float(re.search(r"`cxr-pred llm-serve`\).*: ([\d.]+) at most", (ROOT / "docs/operator.md").read_text())[1])
     for e, manifests in rendered.items():
         asked = pods(manifests)["cxr-llm"]["containers"][0]["resources"]["requests"]["memory"]
         assert asked.endswith("Gi") and float(asked[:-2]) * 2**30 > 1.5 * most, (e, asked)
