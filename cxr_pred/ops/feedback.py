@@ -11,6 +11,7 @@ __all__ = ['COLUMNS', 'CLOSE', 'FOLDER', 'SHEET', 'SAME', 'WEIGHTS', 'CONTROL', 
 
 # %% ../../nbs/ops/feedback.ipynb #365d398b
 import hashlib
+from collections import Counter
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -173,10 +174,10 @@ def newest_groups(
     barred: set[str] = frozenset(),   # groups that are never among them
 ) -> np.ndarray:
     "Which films belong to the groups that came last, so many that about this share of the films is among them: (n,) bool."
-    order, inside, taken = [g for g in dict.fromkeys(groups[::-1]) if g not in barred], set(), 0
+    order, of, inside, taken = [g for g in dict.fromkeys(groups[::-1]) if g not in barred], Counter(groups), set(), 0
     for g in order:
         if taken >= share * len(groups): break
-        inside.add(g); taken += int((groups == g).sum())
+        inside.add(g); taken += of[g]
     return np.array([g in inside for g in groups], bool)
 
 
