@@ -11,6 +11,7 @@ __all__ = ['NEWEST', 'connect', 'new_id', 'is_id', 'no_study', 'secret_key', 'gr
 import hashlib, hmac, io, os, re, secrets, struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -220,9 +221,11 @@ class Store:
             row.rank = rank_of(row.urgency, row.probability if row.status == "ok" else None)
         return True
 
-    def pending(self) -> list[str]:
+    def pending(self,
+        older_s: float = 0,  # only those recorded at least so many seconds ago
+    ) -> list[str]:
         "Ids of the studies whose explanation is still to be written, oldest first."
-        with self.session() as s: return list(s.scalars(select(Study.id).where(Study.explanation_status == "pending").order_by(Study.created_at)))
+        with self.session() as s: return list(s.scalars(select(Study.id).where(Study.explanation_status == "pending", Study.created_at <= now() - timedelta(seconds=older_s)).order_by(Study.created_at)))
 
     def add_feedback(self,
         feedback: Feedback,

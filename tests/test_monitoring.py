@@ -127,7 +127,7 @@ class Stack:
     def language_service(self, bundle) -> str:
         import uvicorn
         from cxr_pred.language.service import Desk, create_service
-        desk = Desk(bundle); desk.opened.set()   # never loads a model
+        desk = Desk(bundle); desk.opened.set(); desk.ready.set(1)   # never loads a model
         port = free_port()
         self.uvicorn = uvicorn.Server(uvicorn.Config(create_service(desk), host="127.0.0.1", port=port, log_level="warning"))
         threading.Thread(target=self.uvicorn.run, daemon=True).start()

@@ -123,16 +123,18 @@ class ReadingRoom:
         llm_url: str | None = None,            # base URL of the language service; `settings().llm_url` if None
         most_waiting: int = 8,                 # explanations that may wait for the language service
         again_s: float = 5,                    # pause before an explanation that could not be kept is tried again
+        left_s: float = 60,                    # an explanation that is still unwritten so long after its film was another reader's, which is gone
         guard: Guard | None = None,            # what decodes; opened and closed with the room if None
     ):
         self.classifier, self.store, self.metrics = classifier, store, Metrics()
-        self.most_waiting, self.again_s = most_waiting, again_s
+        self.most_waiting, self.again_s, self.left_s = most_waiting, again_s, left_s
         self.llm_url, self.client, self.facts = llm_url, None, None
         self.own_guard, self.guard = guard is None, guard or Guard()
         self.heard: dict[str, list[dict]] = {}  # sentences of explanations that are being written
-        self.waiting = queue.SimpleQueue()   # ids of studies to be explained; the store knows them too
+        self.waiting, self.own = queue.SimpleQueue(), set()   # ids of studies to be explained; the store knows them too
         self.opened, self.closed, self.problem = threading.Event(), threading.Event(), None
         self.safe = None   # seals originals, where they are kept
+        self.explainer = threading.Thread(target=self._write_waiting, name="explain", daemon=True)
 
     def open(self) -> "ReadingRoom":
         "Load what is needed and read one film for nothing; what goes wrong is kept in `problem`."
@@ -148,9 +150,7 @@ class ReadingRoom:
             film = picture_png(Image.fromarray(noise))
             self.classifier.classify(self.guard.warm(film).read(film))
             self.client = language_client(self.llm_url)
-            left = self.store.pending()
-            for study_id in left[:self.most_waiting]: self.waiting.put(study_id)
-            threading.Thread(target=self._write_waiting, args=(left[self.most_waiting:],), name="explain", daemon=True).start()
+            self.explainer.start()
         except Exception as e:
             log.exception("the reading room cannot open")
             self.problem = e if isinstance(e, CxrError) else SetupError("cannot_open", f"{type(e).__name__}: {e}")
@@ -173,6 +173,7 @@ class ReadingRoom:
         "Stop writing; what is unwritten stays pending in the store."
         self.closed.set()
         self.waiting.put(None)
+        if self.explainer.is_alive(): self.explainer.join(1)   # no longer for a text that is being written
         if self.own_guard: self.guard.close()
 
     def check(self,
@@ -198,7 +199,7 @@ class ReadingRoom:
         begun = time.monotonic()
         with self.metrics.seconds.time():
             report, film, seen = decided(self.classifier, data, patient=patient, opened=self.decoded)
-            asks = explain and self.client and report.finding
+            asks = explain and self.client and report.case().answered   # of a film that was left open the model says nothing
             if asks and self.waiting.qsize() < self.most_waiting: report = report.model_copy(update={"explanation_status": "pending"})
             elif explain: report = report.explained(self.explain(report, "llm_busy" if asks else ""))
             row = study_row(report, seen.heat, self.store.patient_hash(patient_ref), urgency(self.facts, report.case()), signals(film.pixels, *((seen.features, seen.finding and seen.ood) if self.classifier.usual else (None, None)), film.counts))
@@ -210,7 +211,7 @@ class ReadingRoom:
         self.metrics.predictions.labels(report.status, report.finding.label if report.finding else "none").inc()
         event_line("film-read", "success", report.reason_code, time.monotonic() - begun)
         if seen.ood is not None: self.metrics.networks.labels(seen.network).inc()   # a picture that was refused unread was read by none
-        if report.explanation_status == "pending": self.waiting.put(report.study_id)
+        if report.explanation_status == "pending": self._wait_for(report.study_id)
         return report
 
     def once(self,
@@ -240,20 +241,43 @@ class ReadingRoom:
         "Remember a sentence of an explanation that is being written."
         self.heard[study_id] = [*self.heard.get(study_id, []), said] if said else []
 
-    def _write_waiting(self, too_many: list[str]) -> None:
-        for study_id in too_many: self.write(study_id, "llm_busy" if self.client else "")
-        while (study_id := self.waiting.get()) is not None and not self.closed.is_set(): self.write(study_id)
+    def _wait_for(self, study_id: str) -> None:
+        self.own.add(study_id); self.waiting.put(study_id)
+
+    def _write_waiting(self) -> None:
+        look = 0.0
+        while not self.closed.is_set():
+            if time.monotonic() >= look:
+                self._take_up()
+                look = time.monotonic() + self.left_s / 2
+            try: study_id = self.waiting.get(timeout=max(0.01, look - time.monotonic()))
+            except queue.Empty: continue
+            if study_id is None: return
+            self.own.discard(study_id)
+            self.write(study_id)
+
+    def _take_up(self) -> None:
+        "What a reader that is gone has left unwritten: a few wait for the language service, the others get the template at once."
+        try: left = [i for i in self.store.pending(self.left_s) if i not in self.own]
+        except SQLAlchemyError as e: return log.warning("unwritten explanations cannot be looked for: %s", type(e).__name__)
+        free = max(0, self.most_waiting - self.waiting.qsize()) if self.client else 0
+        for study_id in left[:free]: self._wait_for(study_id)
+        for study_id in left[free:]:
+            if self.closed.is_set(): return
+            self.write(study_id, "llm_busy" if self.client else "")
 
     def write(self,
         study_id: str,
         busy: str = "",  # as `explain`
     ) -> None:
         "Write and keep the explanation of a recorded study; where the record cannot be reached, it goes to the end of the line."
-        try: self.store.set_explanation(study_id, self.explain(self.report(study_id), busy).model_dump(mode="json"))
+        try:
+            report = self.report(study_id)
+            if report.explanation_status == "pending": self.store.set_explanation(study_id, self.explain(report, busy if report.case().answered else "").model_dump(mode="json"))
         except InputError as e: log.warning("not explained: %s", e.code)  # the study was deleted meanwhile
         except Exception as e:
             log.error("an explanation could not be kept, it is tried again: %s", type(e).__name__)
-            self.waiting.put(study_id)
+            self._wait_for(study_id)
             self.closed.wait(self.again_s)
 
     def report(self, study_id: str) -> Report:

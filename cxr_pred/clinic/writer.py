@@ -79,6 +79,7 @@ def ask_writer(
                     if (said := json.loads(data))["text"] in known and not sentence_problems([said["text"]], case, facts): hear(said)
                 elif name == "again": hear(None)
                 elif name == "explanation": explanation = Explanation.model_validate_json(data)
+                elif name == "error": raise CxrError("llm_error", f"The language service broke off: {json.loads(data).get('code')}.")
         if explanation is None: raise ValueError("no explanation in the answer")
     except httpx.TimeoutException as e: raise CxrError("llm_timeout", "The language service took too long.") from e
     except httpx.HTTPStatusError as e: raise CxrError("llm_error", f"The language service answered {e.response.status_code}.") from e

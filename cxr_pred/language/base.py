@@ -92,6 +92,7 @@ def write_checkpoint(
     from litgpt.utils import save_config
     folder.mkdir(parents=True, exist_ok=True)
     save_file({k: np.ascontiguousarray(v, np.float16) for k, v in state.items()}, folder / "lit_model.safetensors")
+    (folder / "lit_model.safetensors").chmod(0o644)   # safetensors lets nobody but its own user read it; a service may be another
     save_config(config, folder)
     tokenizer.save(str(folder / "tokenizer.json"))
     write_json(folder / "tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer", "bos_token": bos, "eos_token": eos, "add_bos_token": False})

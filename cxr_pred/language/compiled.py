@@ -149,7 +149,7 @@ class CompiledWriter(Scribe):
         base: Path,                   # LitGPT checkpoint
         adapter: Path | None = None,  # folder of adapter.safetensors; None: the base as it is
         context: int = 1024,          # tokens of prompt and answer
-        threads: int = 0,             # 0: as many as there are `cores`
+        threads: int = 0,             # 0: `settings().threads`, and if that is 0 too, as many as there are `cores`
     ):
         try: import onnx, onnxruntime   # noqa: F401  onnx writes the graph
         except ImportError as e: raise SetupError("no_graph", f"{e.name} is not installed.") from e
@@ -157,7 +157,7 @@ class CompiledWriter(Scribe):
         self.base, self.context = Path(base), min(context, layers_of(base)["block_size"])
         self.tokenizer = Words(base)
         how = onnxruntime.SessionOptions()
-        how.intra_op_num_threads, how.log_severity_level = threads or cores(), 3
+        how.intra_op_num_threads, how.log_severity_level = threads or settings().threads or cores(), 3
         try:
             (home := settings().state.absolute()).mkdir(parents=True, exist_ok=True)
             with open(home / "graph.lock", "a") as turn:
@@ -192,6 +192,7 @@ def base_of(
     if "llm/llm.json" not in bundle.manifest["files"]: raise SetupError("no_adapter", f"{bundle.path} holds no language model.", "Run the pipeline's package stage.")
     wanted = bundle.json("llm/llm.json")["base"]
     if (given := settings().llm_base) is not None:
+        if not (Path(given) / "base.json").is_file(): raise SetupError("other_base", f"{given} does not say where its weights come from: it has no base.json.", "Name a folder that the stage llm_base has made, or unset CXR_LLM_BASE.")
         if read_json(Path(given) / "base.json") != wanted: raise SetupError("other_base", f"{given} is not the base that the adapter was tuned on ({wanted['name']}).", "Unset CXR_LLM_BASE.")
         return Path(given)
     try: places = [root() / "runs" / p / "llm_base" for p in ("sample", "clinical")]
@@ -199,7 +200,12 @@ def base_of(
     kept = settings().state.absolute() / "llm_base" / wanted["name"]
     for place in (*places, kept):
         if (place / "base.json").is_file() and read_json(place / "base.json") == wanted: return place
-    return provide_base(wanted["name"], wanted["source"], kept)
+    other = SetupError("other_base", f"The weights in {kept} are not those that the adapter was tuned on ({wanted['name']}).", "Delete the folder to have them fetched anew, or name the right ones by CXR_LLM_BASE.")
+    if wanted["source"] == "download" and (kept / "base.json").is_file(): raise other   # gigabytes: not again at every start
+    try: made = provide_base(wanted["name"], wanted["source"], kept)
+    except OSError as e: raise SetupError("no_base", f"The base model could not be put into {kept}: {e.strerror or e}.", "Let the service write there, set CXR_STATE, or name a folder by CXR_LLM_BASE.") from e
+    if read_json(made / "base.json") != wanted: raise other
+    return made
 
 
 def gpu_here() -> bool:

@@ -294,22 +294,23 @@ def explain_aloud(
     writer: Scribe,
     case: Case,
     facts: dict,
-    time_limit_s: float = float("inf"),        # an attempt
+    time_limit_s: float = float("inf"),        # of all attempts
     stop: Callable[[], bool] = lambda: False,  # does nobody wait any more?
     attempts: int = 2,
 ) -> Iterator[Spoken | Again | Explanation]:
     "Yield sentences as they are written and checked, then the explanation."
     if case.answered is None: yield template_explanation(case, facts); return
     prompt, may, done = finding_prompt(case, facts), choices(case, facts), None
-    known = sentences_among(may)
+    known, end = sentences_among(may), time.monotonic() + time_limit_s
     for attempt in range(attempts):
         told, text, refused = [], "", False
-        for text in writer.stream(prompt, time_limit_s=time_limit_s, seed=AGAIN + attempt - 1 if attempt else None, said=may, stop=stop):
+        for text in writer.stream(prompt, time_limit_s=end - time.monotonic(), seed=AGAIN + attempt - 1 if attempt else None, said=may, stop=stop):
             new = finished_sentences(text)[len(told):]
             if refused := bool(new) and (not known.issuperset(s.text for s in new) or bool(sentence_problems([s.text for s in new], case, facts))): break
             told += new
             yield from new
         done = template_explanation(case, facts, "llm_unsupported") if refused else judge(text, case, facts)
+        if done.source == "template" and time.monotonic() > end: done = template_explanation(case, facts, "llm_timeout"); break
         if done.source == "llm" or stop(): break
         if told and attempt + 1 < attempts: yield Again()
     yield done

@@ -7,6 +7,7 @@ __all__ = ['Desk', 'written_event', 'written_aside', 'problems_told', 'create_se
 
 # %% ../../nbs/language/service.ipynb #c002
 import asyncio, json, threading, time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,12 +24,14 @@ class Desk:
         bundle: Path,        # its llm/ holds the adapter
         waiting: int = 8,    # requests that may wait for the one being written
         engine: str = "auto",  # who runs the model, see `compiled.open_scribe`
+        again_s: float = 60,   # pause before opening is tried again
     ):
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
-        self.engine = engine
-        self.bundle, self.seats, self.turn = bundle, threading.BoundedSemaphore(waiting + 1), threading.Lock()
+        self.engine, self.again_s = engine, again_s
+        self.bundle, self.seats = bundle, threading.BoundedSemaphore(waiting + 1)
+        self.line, self.moved = deque(), threading.Condition()   # who sits, in the order in which they came; the first one's text is written
         self.writer = self.facts = self.problem = None
-        self.opened, self.registry = threading.Event(), CollectorRegistry()
+        self.opened, self.closed, self.registry = threading.Event(), threading.Event(), CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.written = Counter("cxr_llm_explanations", "Explanations by who wrote them in the end", ["source", "reason"], registry=self.registry)
         self.refused = Counter("cxr_llm_refused", "Requests that found the service full", registry=self.registry)
@@ -36,6 +39,7 @@ class Desk:
         self.seconds = Histogram("cxr_llm_seconds", "Time to write one explanation", registry=self.registry, buckets=(.5, 1, 2, 5, 10, 20, 40, 80, 160))
         self.runs = Gauge("cxr_llm_engine", "1 for what runs the model: onnxruntime, or litgpt", ["engine"], registry=self.registry)
         self.busy = Gauge("cxr_llm_busy", "Requests being written or waiting", registry=self.registry)
+        self.ready = Gauge("cxr_llm_ready", "1 when texts are written, 0 before and where the model could not be opened", registry=self.registry)
 
     def open(self) -> None:
         "Load base and adapter and write one token for nothing; what goes wrong is kept in `problem`."
@@ -44,10 +48,19 @@ class Desk:
             self.writer, self.facts = open_writer(self.bundle, self.engine)
             self.runs.labels(self.writer.engine).set(1)
             [*self.writer.stream("answer: none", most=1)]
+            self.problem = None
+            self.ready.set(1)
         except Exception as e:
-            log.exception("the language service cannot open")
-            self.problem = e if isinstance(e, CxrError) else SetupError("cannot_open", f"{type(e).__name__}: {e}")
+            new = e if isinstance(e, CxrError) else SetupError("cannot_open", f"{type(e).__name__}: {e}")
+            if str(new) != str(self.problem): log.exception("the language service cannot open")   # not once a minute
+            self.problem = new
         finally: self.opened.set()
+
+    def keep_opening(self) -> None:
+        "Open, and try again until it goes: what was missing may come (memory, a network, a disk)."
+        while not self.closed.is_set():
+            self.open()
+            if not self.problem or self.closed.wait(self.again_s): return
 
     def check(self) -> None:
         "Raise `SetupError` unless a request would be written now."
@@ -68,14 +81,17 @@ class Desk:
     ) -> Iterator:  # of `generate.Spoken`, `generate.Again`, and last an `Explanation`
         "Write from a taken seat, and leave it; nothing is yielded to somebody who left before their turn."
         from cxr_pred.language.generate import explain_aloud
+        me, end = object(), time.monotonic() + 0.9 * settings().llm_timeout_s   # who asked gives up after the whole of it
+        with self.moved: self.line.append(me)
         try:
-            while not self.turn.acquire(timeout=0.1):
-                if stop(): self.left.inc(); return
-            try:
-                with self.seconds.time():
-                    for said in explain_aloud(self.writer, case, self.facts, settings().llm_timeout_s / 2, stop): yield said
-            finally: self.turn.release()
+            with self.moved:
+                while self.line[0] is not me:
+                    if stop(): self.left.inc(); return
+                    self.moved.wait(0.1)
+            with self.seconds.time():
+                for said in explain_aloud(self.writer, case, self.facts, end - time.monotonic(), stop): yield said
         finally:
+            with self.moved: self.line.remove(me); self.moved.notify_all()
             self.busy.dec()
             self.seats.release()
         if stop(): self.left.inc()
@@ -93,7 +109,7 @@ def written_event(
     "One server-sent event."
     if isinstance(said, Explanation): return f"event: explanation\ndata: {said.model_dump_json()}\n\n"
     if isinstance(said, Exception):
-        log.error("an explanation broke off: %s", type(said).__name__)
+        log.error("an explanation broke off: %s", type(said).__name__, exc_info=said)
         return f"event: error\ndata: {json.dumps({'code': getattr(said, 'code', 'internal')})}\n\n"
     if not said: return "event: again\ndata: {}\n\n"
     return f"event: sentence\ndata: {json.dumps(said._asdict())}\n\n"
@@ -128,6 +144,9 @@ def problems_told(app) -> None:
 
     def problem(status: int, *said): return JSONResponse(problem_body(status, *said), status, {"Retry-After": "10"} if status == 503 else None, "application/problem+json")
 
+    @app.exception_handler(Exception)
+    def broke(request, e: Exception): return problem(500, "internal_error", "Something went wrong inside the language service.", "Its log says what.")
+
     @app.exception_handler(CxrError)
     def failed(request, e: CxrError): return problem(e.status, e.code, e.message, e.hint)
 
@@ -148,8 +167,9 @@ def create_service(desk: Desk):
 
     @asynccontextmanager
     async def opened(app):
-        if not desk.opened.is_set(): threading.Thread(target=desk.open, name="open", daemon=True).start()
+        if not desk.opened.is_set(): threading.Thread(target=desk.keep_opening, name="open", daemon=True).start()
         yield
+        desk.closed.set()
 
     app = FastAPI(title="cxr_pred language service", version=__version__, lifespan=opened, docs_url=None, redoc_url=None)
 
@@ -200,4 +220,4 @@ def serve(
     from cxr_pred.vision.classify import load_bundle
     b = load_bundle(bundle)
     if "llm/llm.json" not in b.manifest["files"]: raise SetupError("no_adapter", f"{b.path} holds no language model.", "Run the pipeline's package stage.")
-    uvicorn.run(create_service(Desk(b.path, engine=engine)), host=host, port=port, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=5)
+    uvicorn.run(create_service(Desk(b.path, engine=engine)), host=host, port=port, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=round(settings().llm_timeout_s))
