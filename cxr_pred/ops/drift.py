@@ -129,7 +129,7 @@ def answer_tables(
     from sqlalchemy import select
     ids = {r.id for r in rows}
     with store.session() as s: said = [(f.study_id, f.confirmed_label, f.physician, f.kind) for f in s.scalars(select(Feedback).order_by(Feedback.id)) if f.study_id in ids]
-    return answered(pd.DataFrame([(r.id, r.status, r.label, r.created_at) for r in rows], columns=["study_id", "status", "label", "created_at"]), pd.DataFrame(said, columns=["study_id", "confirmed_label", "physician", "kind"]))
+    return answered(pd.DataFrame([(r.id, r.status, r.label, r.created_at, r.probability) for r in rows], columns=["study_id", "status", "label", "created_at", "probability"]), pd.DataFrame(said, columns=["study_id", "confirmed_label", "physician", "kind"]))
 
 
 def drift_report(

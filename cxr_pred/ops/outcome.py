@@ -39,10 +39,10 @@ def confidence_sequence(
 
 # %% ../../nbs/ops/outcome.ipynb #c010
 def answered(
-    studies: pd.DataFrame,   # study_id, status, label, created_at
+    studies: pd.DataFrame,   # study_id, status, label, created_at; probability of the label too where it is known
     feedback: pd.DataFrame,  # study_id, confirmed_label, physician, kind; oldest first
 ) -> tuple[pd.DataFrame, dict]:
-    "Films that the reader answered and physicians agreed about, oldest first: label, truth, right; and counts: answers, films, left_open (by the reader), disputed (among physicians)."
+    "Films that the reader answered and physicians agreed about, oldest first: label, truth, right, probability; and counts: answers, films, left_open (by the reader), disputed (among physicians)."
     said = feedback.assign(n=np.arange(len(feedback)))
     decided = said[said.kind == "adjudication"].groupby("study_id").n.max()
     said = said[said.n >= said.study_id.map(decided.to_dict()).astype(float).fillna(0)].drop_duplicates(["study_id", "physician"], keep="last")
@@ -52,7 +52,7 @@ def answered(
     open_, disputed = known.status != "ok", known.study_id.map(tied) > 1
     films = known[~open_ & ~disputed]
     truth = films.study_id.map(best.confirmed_label)
-    table = pd.DataFrame({"study_id": films.study_id, "label": films.label, "truth": truth, "right": (films.label == truth).astype(bool)}).reset_index(drop=True)
+    table = pd.DataFrame({"study_id": films.study_id, "label": films.label, "truth": truth, "right": (films.label == truth).astype(bool), "probability": films.probability.astype(float) if "probability" in films else np.nan}).reset_index(drop=True)
     return table, {"answers": len(feedback), "films": len(table), "left_open": int(open_.sum()), "disputed": int((~open_ & disputed).sum())}
 
 # %% ../../nbs/ops/outcome.ipynb #c013
@@ -64,10 +64,16 @@ def fewest_right(
     reference: dict,       # {"accuracy": [right, n], ...}
     n: int,                # answered films looked at
     rate: float = 0.001,   # of looks that may raise an alarm though nothing changed
+    expected: np.ndarray | None = None,   # (n,) the reader's own calibrated probabilities for these films; NaN where unknown
 ) -> int:
-    "The smallest number of right films that chance explains."
+    "The smallest number of right films that chance explains, be they as hard as the reference's films or as hard as the reader said itself."
     from scipy.stats import binom
-    return int(binom.ppf(rate, n, wilson(*reference["accuracy"])["low"]))
+    known = wilson(*reference["accuracy"])
+    fewest = int(binom.ppf(rate, n, known["low"]))
+    if expected is None: return fewest
+    chance = np.ones(1)   # of 0, 1, 2, ... right: the Poisson binomial law
+    for p in np.where(np.isnan(expected), known["value"], expected) * known["low"] / known["value"]: chance = np.convolve(chance, [1 - p, p])
+    return min(fewest, int(np.searchsorted(chance.cumsum(), rate)))
 
 
 def outcome(
@@ -78,7 +84,7 @@ def outcome(
     new, all_right = films.tail(ANSWERS), films.right.to_numpy(bool)
     low, high = confidence_sequence(all_right) if len(films) else ([None], [None])
     enough = reference is not None and len(new) >= LEAST
-    floor = fewest_right(reference, len(new)) if enough else None
+    floor = fewest_right(reference, len(new), expected=new.probability.to_numpy(float) if "probability" in new else None) if enough else None
     recall = {label: wilson(int(g.right.sum()), len(g)) for label, g in new.groupby("truth")}
     return {"newest": wilson(int(new.right.sum()), len(new)), "all": wilson(int(all_right.sum()), len(films)) | {"always_low": low[-1] and float(low[-1]), "always_high": high[-1] and float(high[-1])}, "recall": recall,
             "reference": wilson(*reference["accuracy"]) if reference else None, "fewest_right": floor, "drifted": bool(enough and new.right.sum() < floor)}
