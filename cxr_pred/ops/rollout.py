@@ -6,8 +6,8 @@
 __all__ = ['Stage', 'RULES', 'CARRIES', 'Limits', 'RolloutSettings', 'limits', 'Target', 'target', 'State', 'Memory',
            'blank_film', 'made_up_films', 'staging_reader', 'stop', 'context', 'step', 'quantile', 'load_test',
            'Figures', 'Look', 'bucket_quantile', 'get', 'samples', 'Window', 'at_once', 'Eyes', 'Decision', 'breaches',
-           'answers_said', 'asks', 'decide', 'judged', 'corrected', 'left_open', 'corrected_before', 'weights',
-           'served', 'moved', 'grown', 'fill', 'Rollout', 'told', 'Watcher', 'wanted', 'Slot']
+           'answers_said', 'reasons', 'asks', 'decide', 'judged', 'corrected', 'left_open', 'corrected_before',
+           'weights', 'served', 'moved', 'grown', 'fill', 'Rollout', 'told', 'Watcher', 'wanted', 'Slot']
 
 # %% ../../nbs/ops/rollout.ipynb #61a0d2c9
 import fcntl, math, os, subprocess, sys, tempfile, threading, time
@@ -420,7 +420,7 @@ class Decision(NamedTuple):
     rule: str = ""   # of RULES
 
 
-RULES = ("latency", "failures", "hangs", "outcome_drift", "input_drift", "down", "wrong_bundle", "late", "worse_errors", "worse_times", "worse_answers", "worse_open", "blind", "ready", "by_hand", "load")
+RULES = ("latency", "failures", "hangs", "outcome_drift", "input_drift", "down", "wrong_bundle", "late", "worse_errors", "worse_times", "worse_answers", "worse_open", "blind", "no_way_back", "ready", "by_hand", "load")
 CARRIES = ("canary", "production", "settling")   # stages in which the candidate reads films
 
 
@@ -437,8 +437,8 @@ def answers_said(state: State) -> str:
     return state.answers.said() + (f"; {state.filled} of the old version's {state.answers.n[0]} answers are from before this rollout, and the doubt of {state.answers.doubt:g} holds only where today's films are of the same kind" if state.filled else "")
 
 
-def asks(state: State, look: Look, limits: Limits, serves: str | None) -> Iterator[Decision]:
-    "All that a look asks for, whatever the stage."
+def reasons(state: State, look: Look, limits: Limits, serves: str | None) -> Iterator[Decision]:
+    "All that a look gives reason for, whatever the stage, and whether or not the old version is there."
     on_trial = state.stage in ("canary", "production")
     back, f = "rollback" if on_trial else "call", look.figures["canary" if state.stage in CARRIES else "stable"]
     for rule, since in sorted(state.breached.items()):
@@ -460,6 +460,13 @@ def asks(state: State, look: Look, limits: Limits, serves: str | None) -> Iterat
     if f.films >= limits.least and f.p99_ms is None: yield Decision("call", "its times can't be read", "blind")
     if state.stage == "production" and age >= limits.keep_s and not state.breached: yield Decision("settle", "nothing was wrong", "ready")
     if state.stage == "canary" and age >= limits.canary_s and not state.breached and state.errors.verdict == "good": yield Decision("promote" if limits.promotes_itself else "call", f"it may be promoted: {state.errors.said()}", "ready")
+
+
+def asks(state: State, look: Look, limits: Limits, serves: str | None) -> Iterator[Decision]:
+    "The same, with a person in place of a way back that leads nowhere: the old version is out, and the new one answers."
+    stable, canary = look.servers["stable"], look.servers["canary"]
+    alone = state.stage in ("canary", "production") and canary.up and not stable.up
+    for x in reasons(state, look, limits, serves): yield Decision("call", f"{x.why}; but there is nothing to go back to: stable is {stable.status}", "no_way_back") if alone and x.what == "rollback" else x
 
 
 def decide(
