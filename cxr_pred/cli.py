@@ -640,15 +640,19 @@ def rollout_status(as_json: bool = typer.Option(False, "--json", help="print the
 
 
 @rollouts.command("promote")
-def rollout_promote(why: str = WHY, by: str = BY):
-    "Go one step on: all films to the new version, or the old one away."
-    with steering() as r: print(f"{r.promote(who(by), why).stage}")
+def rollout_promote(settle: bool = typer.Option(False, "--settle", help="send the old version away before its time; without it there is no way back at once"), why: str = WHY, by: str = BY):
+    "Go one step on: all films to the new version; and, when the old one was kept warm for long enough, that one away."
+    with plainly():
+        from cxr_pred.core import settings
+        from cxr_pred.ops.rollout import Memory
+        seen = Memory(settings().state).read()   # before the records are opened, which takes longer than somebody else's step
+    with steering() as r: print(f"{r.promote(who(by), why, seen, settle).stage}")
 
 
 @rollouts.command("rollback")
 def rollout_rollback(to: str = typer.Option(None, help="an earlier version's name or hash; the one before if not given"), why: str = WHY, by: str = BY):
     "Back to the old version at once, or to an earlier one as soon as its reader is ready."
-    with steering() as r: state = r.rollback(who(by), why, to=to); print(f"{state.stage}: {(state.candidate or state.stable).version}")
+    with steering() as r: state = r.rollback(who(by), why, to=to); print(f"{state.stage}: {(state.stable if state.stage == 'settling' else state.candidate or state.stable).version}")
 
 
 @rollouts.command("watch")

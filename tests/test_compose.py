@@ -255,7 +255,7 @@ def test_an_operator_goes_to_production_and_back_with_these_files(steered, tmp_p
             share = [reads()[0] for _ in range(40)].count("canary"); assert 3 <= share <= 5
             cli("rollout", "promote", "--why", "it is well"); until(lambda: stage() == "production")
             assert [reads()[0] for _ in range(20)].count("canary") >= 19
-            cli("rollout", "promote"); until(lambda: stage() == "settled"); assert client.get("/readyz").json()["model_version"] == "toy-2" and reads()[0] == "stable"
+            cli("rollout", "promote", "--settle"); until(lambda: stage() == "settled"); assert client.get("/readyz").json()["model_version"] == "toy-2" and reads()[0] == "stable"
             cli("rollout", "rollback", "--to", "toy-0"); until(lambda: stage() == "production"); assert httpx.get(f"{where['http://vit-canary:8000']}/readyz", trust_env=False, timeout=30).json()["model_version"] == "toy-0"
             shown = httpx.get(f"http://127.0.0.1:{port['rollout']}/metrics", trust_env=False, timeout=30).text
             assert 'cxr_rollout_stage{stage="production"} 1.0' in shown and "cxr_rollout_look_failures_total 0" in shown

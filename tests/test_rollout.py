@@ -247,7 +247,8 @@ def test_real_readers_are_exchanged_under_traffic_and_a_slow_one_goes_back(real)
         eventually(lambda: memory.read().errors.n[1] >= 3, 300, 0.2)
         assert cli("promote", "--why", "it is well").returncode == 0 and stage() == "production"
         eventually(lambda: [who for *_, who in traffic.answers[-20:]].count("canary") >= 19, 300, 0.2)
-        assert cli("promote").returncode == 0
+        early = cli("promote"); assert early.returncode == 1 and "[kept_warm]" in early.stderr and stage() == "production"
+        assert cli("promote", "--settle").returncode == 0
         eventually(lambda: stage() == "settled", 300, 0.2)
         eventually(lambda: serves() == "toy-2", 60, 1)
         said = cli("start", slow); assert said.returncode == 0, said.stdout + said.stderr

@@ -451,7 +451,7 @@ def reasons(state: State, look: Look, limits: Limits, serves: str | None) -> Ite
     if state.stage == "staging" and age >= limits.staging_s: yield Decision("rollback", f"its load test did not end within {limits.staging_s:g} s", "late")
     if state.stage == "waiting" and age >= limits.wait_s: yield Decision("rollback", f"no reader served it within {limits.wait_s:g} s", "late")
     if state.stage == "settling" and not look.servers["canary"].up: yield Decision("call", f"the reader that has all films is out ({look.servers['canary'].status}), and stable is {look.servers['stable'].status}", "down")
-    if state.stage == "settling" and age >= limits.wait_s: yield Decision("call", f"the reader behind stable did not serve it within {limits.wait_s:g} s", "late")
+    if state.stage == "settling" and age >= limits.wait_s: yield Decision("call", f"the reader behind stable did not serve {state.stable.version} within {limits.wait_s:g} s", "late")
     if not on_trial: return
     if not look.servers["canary"].up: yield Decision("rollback", f"HAProxy has taken it out: {look.servers['canary'].status}", "down")
     if serves and serves != state.candidate.hash: yield Decision("rollback", f"its reader serves another bundle ({serves[:12]})", "wrong_bundle")
@@ -545,7 +545,7 @@ def served(url: str) -> str | None:
 
 def moved(seen: State, now: State) -> bool:
     "Whether somebody was quicker: another stage, or another version."
-    return (seen.stage, seen.candidate) != (now.stage, now.candidate)
+    return (seen.stage, seen.stable, seen.candidate) != (now.stage, now.stable, now.candidate)
 
 
 def grown(now: list[tuple[int, int]], before: list[tuple[int, int]]) -> list[tuple[int, int]] | None:
@@ -583,7 +583,7 @@ class Rollout:
 
     def decided(self, state: State, actor: str, what: str, why: str, rule: str = "by_hand", **changes) -> State:
         "Remember a decision with its changes, set the weights, and log it."
-        of = changes.get("candidate") or state.candidate or changes.get("stable") or state.stable   # the version that it is about
+        of = state.stable if what == "settled" else changes.get("candidate") or state.candidate or changes.get("stable") or state.stable   # the version that it is about
         line = {"at": self.clock(), "actor": actor, "what": what, "why": why, "rule": rule, "stage": changes.get("stage", state.stage), "from": state.stage, "version": of and of.version, "hash": of and of.hash} | ({"signer": of.signer} if of and of.signer else {})
         if "stage" in changes: changes = {"since": self.clock(), "breached": {}, "called": []} | changes
         state = state.model_copy(update=changes | {"decisions": (state.decisions + [line])[-100:], "unlogged": state.unlogged + [line]})
@@ -639,34 +639,51 @@ class Rollout:
         "The load test, in a reader of its own."
         with staging_reader(new) as url: return load_test(url, self.limits)
 
-    def promote(self, actor: str = "command line", why: str = "by hand", seen: State | None = None) -> State:
-        "Go one step on: from canary to production, from production to settling; no step, if it stands elsewhere by now than it was `seen`. Raises `InputError`: nothing_to_promote, not_ready."
+    def promote(self, actor: str = "command line", why: str = "by hand", seen: State | None = None, settle: bool = False) -> State:
+        "Go one step on: from canary to production; from there to settling when `keep_s` is over, or sooner if `settle` says so. Raises `InputError`: moved_on, if it stands elsewhere by now than it was `seen`; kept_warm, nothing_to_promote, nothing_to_settle, not_ready."
         with self.memory.locked():
             state = self.memory.read()
-            if seen and moved(seen, state): return state
+            if seen and moved(seen, state): raise InputError("moved_on", f"Somebody was quicker: the rollout was {seen.stage}, and is {state.stage} now.", "`cxr-pred rollout status` says who did what.", status=409)
+            if settle and state.stage != "production": raise InputError("nothing_to_settle", f"The rollout is {state.stage}: no old version is kept warm beside one that reads all films.", "`cxr-pred rollout promote` without --settle goes one step on.", status=409)
             if state.stage == "canary":
                 if (hash := served(self.where.canary)) != state.candidate.hash: raise InputError("not_ready", f"The reader at {self.where.canary} does not serve {state.candidate.version} ({'nothing is ready' if hash is None else hash[:12]}).", "Wait for it, or look at its log.", status=409)
                 return self.decided(state, actor, "promote", why, stage="production")
             if state.stage == "production":
+                if (left_s := state.since + self.limits.keep_s - self.clock()) > 0 and not settle: raise InputError("kept_warm", f"The rollout is production: {state.candidate.version} reads all films, and {state.stable.version} stays warm for another {left_s:.0f} s.", "It goes by itself then. `cxr-pred rollout promote --settle` sends it away now, and with it the way back at once.", status=409)
                 known = [t for t in state.known if t.hash != state.candidate.hash] + [state.candidate]
                 left = [h for h in state.left + [state.stable.hash] * (state.goes_to == "production") if h != state.candidate.hash]
                 return self.decided(state, actor, "settle", why, stage="settling", stable=state.candidate, stable_since=state.began, known=known, left=left)
             raise InputError("nothing_to_promote", f"The rollout is {state.stage}.", "Begin one with `cxr-pred rollout start BUNDLE`.", status=409)
 
     def rollback(self, actor: str = "command line", why: str = "by hand", rule: str = "by_hand", to: str | None = None, seen: State | None = None) -> State:
-        "Back to the old version at once; or, settled, to an earlier one by its name or hash; nothing, if it stands elsewhere by now than it was `seen`. Raises `InputError`: nothing_to_roll_back, unknown_target, under_way, went_back; `SetupError` for a target that is not whole."
+        "Back to the old version at once; settled, to an earlier one, by its name or hash if there is one; settling, to such a one as soon as its reader behind stable is ready; nothing, if it stands elsewhere by now than it was `seen`. Raises `InputError`: nothing_to_roll_back, unknown_target, under_way, went_back; `SetupError` for a target that is not whole."
         with self.memory.locked():
             state = self.memory.read()
             if seen and moved(seen, state): return state
             if state.stage == "settled" and to is None and state.decisions and state.decisions[-1]["what"] == "rollback": raise InputError("went_back", f"{state.decisions[-1]['version']} is out of use already: {state.decisions[-1]['why']}.", f"To go back further than to {state.stable.version}, name the version.", status=409)
             if state.stage in ("staging", "waiting", "canary", "production") and (to is None or to in (state.stable.version, state.stable.hash)):
                 return self.decided(state, actor, "rollback", why, rule, stage="settled", candidate=None)
+            if state.stage == "settling":
+                if to is None and state.stable != state.candidate: raise InputError("went_back", f"{state.candidate.version} is on its way out: it reads the films until the reader behind stable serves {state.stable.version}.", f"To go back further than to {state.stable.version}, name the version.", status=409)
+                old = self.earlier(state, to)
+                left = [h for h in state.left if h not in (old.hash, state.candidate.hash)] + [state.candidate.hash] * (old != state.candidate)
+                return self.decided(state, actor, "rollback", why, rule, stage="settling", stable=old, stable_since=self.clock(), known=[t for t in state.known if t.hash != old.hash] + [old], left=left)
             if state.stage != "settled": raise InputError("under_way", f"The rollout is {state.stage}.", "Wait until it has settled, or roll back without a target." if to else "Wait until it has settled.", status=409)
-            earlier = [t for t in state.known if t != state.stable and (t.hash not in state.left if to is None else to in (t.version, t.hash))]
-            if not earlier: raise InputError("unknown_target" if to else "nothing_to_roll_back", f"{to} was never served here." if to else "There is no earlier version.", f"Known: {', '.join(t.version for t in state.known) or 'none'}.", status=404)
-            old = target(earlier[-1].path, self.where.signers)
-            if old.hash != earlier[-1].hash: raise SetupError("bundle_changed", f"{old.path} holds {old.version} now.", "Put the earlier bundle back to its place.")
+            old = self.earlier(state, to)
             return self.decided(state, actor, "return", why, rule, stage="waiting", candidate=old, goes_to="production", **self.comparisons())
+
+    def earlier(self, state: State, to: str | None) -> Target:
+        "What was served before, or the one with that name or hash; while it settles, the newest that is whole, since films depend on it. Raises `InputError`: nothing_to_roll_back, unknown_target; `SetupError` for one that is not whole."
+        known = f"Known: {', '.join(t.version for t in state.known) or 'none'}."
+        found = [t for t in state.known if t != state.stable and (t.hash not in state.left if to is None else to in (t.version, t.hash))][::-1]
+        if not found: raise InputError("unknown_target" if to else "nothing_to_roll_back", f"{to} was never served here." if to else "There is no earlier version.", known, status=404)
+        for t in found:
+            try:
+                if (old := target(t.path, self.where.signers)).hash != t.hash: raise SetupError("bundle_changed", f"{old.path} holds {old.version} now.", f"Put the earlier bundle back to its place, or name another one with --to. {known}")
+                return old
+            except SetupError as e:
+                if state.stage != "settling" or t is found[-1]: raise
+                log.error("%s is passed over: %s", t.version, e.code)
 
     def read(self) -> State:
         "The state; one of before, which knew of no films left open, compares them as the limits say."
@@ -693,7 +710,11 @@ class Rollout:
             if said.what == "call": self.decided(state, "rollout", *said, called=state.called + [said.rule])
             if said.what in ("canary", "production"): self.judged = {}; self.decided(state, "rollout", *said, stage=said.what, earlier=self.before(state), began=self.clock(), counted=[(0, 0), (0, 0)], opened=[(0, 0), (0, 0)], filled=0)
         if said.what == "rollback": self.rollback("rollout", said.why, said.rule, seen=state)
-        if said.what in ("promote", "settle"): self.promote("rollout", said.why, seen=state)
+        if said.what in ("promote", "settle"):
+            try: self.promote("rollout", said.why, state, said.what == "settle")
+            except InputError as e:
+                if e.code != "moved_on": raise
+                return Decision("hold", "somebody was quicker")
         return said
 
     def records(self, state: State) -> dict[str, list[tuple[int, int]]]:
