@@ -146,7 +146,7 @@ class Memory:
         "Raises `SetupError` broken_state."
         try: return State.model_validate_json(self.path.read_bytes())
         except FileNotFoundError: return State()
-        except ValueError as e: raise SetupError("broken_state", f"{self.path} can't be read as the state of a rollout: {str(e).splitlines()[0]}.", "Look at it; without the file, everything counts as settled and the next start as the first.") from e
+        except ValueError as e: raise SetupError("broken_state", f"{self.path} can't be read as the state of a rollout: {str(e).splitlines()[0]}.", "Move the file away and at once `cxr-pred rollout start BUNDLE`, with the folder of the bundle that reads all films: readers that run and HAProxy's weights stay as they are meanwhile.") from e
 
     def write(self, state: State) -> None:
         draft = self.path.with_suffix(".part")
@@ -593,7 +593,8 @@ class Rollout:
         return self.write_log(state)
 
     def follow(self, state: State) -> None:
-        "Have HAProxy's weights be those of the stage. Raises `SetupError`."
+        "Have HAProxy's weights be those of the stage; as they are, where nothing is known to be served. Raises `SetupError`."
+        if state.stable is None: return
         want, now = weights(state.stage, self.limits), servers(self.where.proxy)
         if (now["stable"].weight, now["canary"].weight) != want: set_weights(self.where.proxy, want)
 
@@ -816,11 +817,13 @@ class Slot:
         well_s: float = 60,   # a reader that ran so long does not fall over at its start
     ):
         self.memory, self.server, self.port, self.more, self.env, self.log_to, self.proxy, self.command, self.well_s = memory, server, port, more, env, log_to, proxy, command, well_s
-        self.child, self.serves, self.stopping, self.starts, self.leaves = None, None, threading.Event(), 0, None   # serves: folder and hash
+        self.child, self.serves, self.stopping, self.starts, self.leaves, self.asked = None, None, threading.Event(), 0, None, None   # serves: folder and hash
 
     def follow(self) -> None:
         "Start, stop or replace the reader where another is wanted, or where it ended. Raises `SetupError` for a bundle that is not what was rolled out."
-        asked = wanted(self.memory.read(), self.server)
+        state = self.memory.read()
+        if state.stable: self.asked = wanted(state, self.server)   # a state that vanished is no wish to stop
+        asked = self.asked
         want = asked and (asked.path, asked.hash)   # a folder may hold another bundle by now
         if self.child and want != self.serves and self.child.poll() is None and not self.empty(): return
         if self.child and (want != self.serves or self.child.poll() is not None):
