@@ -578,6 +578,7 @@ class Rollout:
         clock: Callable[[], float] = time.time,
     ):
         self.memory, self.where, self.limits, self.store, self.clock, self.eyes, self.judged = Memory(folder), where, limits, store, clock, Eyes(where, limits, clock), {}
+        self.hangs = set()   # questions that the database has not answered yet
 
     def status(self) -> State: return self.memory.read()
 
@@ -720,11 +721,19 @@ class Rollout:
 
     def records(self, state: State) -> dict[str, list[tuple[int, int]]]:
         "By comparison, what the records say of both versions since the new one got its first films; without what can't be read."
-        out = {}
-        for what, count in (("answers", corrected), ("opens", left_open)) if state.stage in ("canary", "production") else ():
-            try: out[what] = [count(self.store, t.hash, state.began or state.since) for t in (state.stable, state.candidate)]
+        ask = lambda count: lambda: [count(self.store, t.hash, state.began or state.since) for t in (state.stable, state.candidate)]
+        return self.asked({"answers": ask(corrected), "opens": ask(left_open)} if state.stage in ("canary", "production") else {})
+
+    def asked(self, of: dict[str, Callable]) -> dict[str, Any]:
+        "What the database says to some questions within `ask_s`; without what it does not say, and without what it has still not said since an earlier look."
+        def say(what, ask):
+            try: return ask()
             except Exception as e: log.error("the records do not say (%s): %s", what, type(e).__name__)
-        return out
+            finally: self.hangs.discard(what)
+        for what in of.keys() & self.hangs: log.error("the records have not said yet (%s)", what)
+        of = {what: ask for what, ask in of.items() if what not in self.hangs}
+        self.hangs |= of.keys()
+        return {what: said for what, said in at_once({what: lambda what=what, ask=ask: say(what, ask) for what, ask in of.items()}, self.limits.ask_s).items() if said is not None}
 
     def compared(self, state: State, look: Look, records: dict[str, list[tuple[int, int]]]) -> State:
         "The comparisons with what came since the last look."
@@ -742,9 +751,8 @@ class Rollout:
         return state
 
     def before(self, state: State) -> list[bool]:
-        "What physicians said of the stable version until now; nothing where it can't be read."
-        try: return corrected_before(self.store, state.stable.hash, self.clock())
-        except Exception as e: log.error("physicians' earlier answers can't be read: %s", type(e).__name__); return []
+        "What physicians said of the stable version until now; nothing where it can't be read in time."
+        return self.asked({"before": lambda: corrected_before(self.store, state.stable.hash, self.clock())}).get("before", [])
 
     def filled(self, state: State, new: list[tuple[int, int]]) -> tuple[State, list[tuple[int, int]]]:
         "Answers and corrections of both, the old version's filled up from before; and the state without those that were taken."
@@ -766,12 +774,12 @@ class Watcher:
     "Looks again and again; keeps figures for Prometheus."
 
     def __init__(self, rollout: Rollout):
-        self.rollout, self.failures, self.stopping = rollout, 0, threading.Event()
+        self.rollout, self.failures, self.stopping, self.seen = rollout, 0, threading.Event(), rollout.clock()   # seen: when a look ended well; the beginning, before the first
 
     def keep_looking(self) -> None:
         "Look until `stopping` is set."
         while not self.stopping.is_set():
-            try: self.rollout.look()
+            try: self.rollout.look(); self.seen = self.rollout.clock()
             except Exception as e:   # whatever it was: the next look may do better
                 self.failures += 1
                 log.error("the rollout could not be looked at: %s", e.code if isinstance(e, CxrError) else type(e).__name__)
@@ -793,6 +801,7 @@ class Watcher:
         gauge("called", "1 where a person is called", {(k,): k in s.called for k in RULES}, ["rule"])
         gauge("decision_timestamp_seconds", "When the newest decision was made, and which", {(x["what"], x["rule"]): x["at"] for x in s.decisions[-1:]}, ["what", "rule"])
         gauge("unlogged", "Decisions that wait for the log", {(): len(s.unlogged)})
+        gauge("seen_timestamp_seconds", "When the last look ended that found all it must; the start of the watch before the first", {(): self.seen})
         return generate_latest(r) + f"# TYPE cxr_rollout_look_failures_total counter\ncxr_rollout_look_failures_total {self.failures}\n".encode()
 
 # %% ../../nbs/ops/rollout.ipynb #e65b9e44
