@@ -240,7 +240,7 @@ def test_real_readers_are_exchanged_under_traffic_and_a_slow_one_goes_back(real)
         except (httpx.HTTPError, ValueError): return None
     eventually(lambda: serves() == "toy-0", 300, 1)
     watch = cli("watch", "--port", loopback_port(), wait=False)
-    traffic = Traffic(url, 2, made_up_films(4), 0.05)
+    traffic = Traffic(url, 2, [f for n, f in enumerate(made_up_films(8)) if n in (0, 3, 6, 7)], 0.05)   # both answer these: what one leaves open would take it back
     try:
         said = cli("start", new); assert said.returncode == 0, said.stdout + said.stderr
         eventually(lambda: stage() == "canary", 300, 0.2)
