@@ -206,10 +206,12 @@ class Store:
         return found
 
     def film(self, study_id: str) -> np.ndarray:
-        "The kept picture, (H, W) uint8. Raises `InputError` no_such_study (404), `SetupError` store_unavailable."
+        "The kept picture, (H, W) uint8. Raises `InputError`: no_such_study (404), damaged_film (500); `SetupError` store_unavailable; OSError where the disk does not give it."
         data = self.place.get(film_name(study_id))
         if data is None: raise no_study()
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as picture: return np.asarray(picture.convert("L"))
+        try:
+            with Image.open(io.BytesIO(data), formats=("PNG",)) as picture: return np.asarray(picture.convert("L"))
+        except (OSError, SyntaxError, ValueError) as e: raise InputError("damaged_film", f"The kept film of the study {study_id} is damaged.", "Bring it back from a backup.", status=500) from e   # of the bytes: the place has given them by then
 
     def set_explanation(self, study_id: str, explanation: dict) -> bool:
         "Keep the explanation of a study that waits for one; False where it did not."

@@ -139,6 +139,28 @@ def test_no_test_film_enters_training_however_it_was_saved(project, tmp_path):
     assert m.groupby("group_id").split.nunique().max() == 1 and (m.source == "csv:feedback").sum() > 20
 
 
+def test_one_damaged_film_is_left_out_and_named_and_a_place_that_is_away_ends_it(project, tmp_path, monkeypatch, caplog):
+    i = recorded(project, film("NORMAL", 700), "NORMAL", "broken")
+    tests = [known_films(run_dir("sample") / "data")]
+    assert write_films(project, tmp_path / "raw", tests, 0.3)["films"] == 41
+    whole = (kept := project.films / f"{i}.png").read_bytes()
+    for broken in (whole[:len(whole) // 2], b"", b"no picture", whole[:25] + bytes(8) + whole[33:]):
+        caplog.clear(); kept.write_bytes(broken)
+        counts = write_films(project, tmp_path / "raw", tests, 0.3)
+        assert (counts["film_gone"], counts["films"]) == (1, 40) and i in caplog.text and not (tmp_path / f"raw/feedback/films/{project.subject(i)[:32]}.png").exists()
+    def away(name): raise OSError(5, "Input/output error")
+    monkeypatch.setattr(project.place, "get", away)
+    with pytest.raises(OSError, match="Input/output"): write_films(project, tmp_path / "raw", tests, 0.3)
+
+
+def test_the_exported_folder_is_tidied_in_one_pass(project, tmp_path, monkeypatch):
+    walked, real = [], pd.Series.__iter__
+    def walk(self): walked.append(self.name); return real(self)
+    monkeypatch.setattr(pd.Series, "__iter__", walk)
+    write_films(project, tmp_path / "raw", [known_films(run_dir("sample") / "data")], 0.3)
+    assert 0 < walked.count("study") < 10, "not once for each of the forty films"
+
+
 def test_a_planted_test_film_in_the_feedback_folder_stops_the_join(project, tmp_path):
     base = run_dir("sample") / "data"
     write_films(project, tmp_path / "raw", [], 0.0)   # nobody told it of the test films

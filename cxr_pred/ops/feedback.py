@@ -21,7 +21,7 @@ import pandas as pd
 from sqlalchemy import func, select
 
 from ..clinic.worklist import OPEN
-from ..core import DISCLAIMER, InputError, SetupError, read_json
+from ..core import DISCLAIMER, InputError, SetupError, log, read_json
 from ..data.etl import picture_hash, pixel_hash
 from ..data.images import PREPROCESSING, preprocess
 from ..data.labels import LABELS
@@ -232,7 +232,7 @@ def learned_before(
 
 class Looked(NamedTuple):
     "What became of it when each study's film was opened once."
-    gone: set              # studies without a film
+    gone: set              # studies without a film, or with a damaged one
     copies: set            # whose film may be a copy of a test film
     learned: set           # whose film, or one that shows the same, was learned from
     phash: np.ndarray      # (n,) uint64, of those that are not gone, in their order
@@ -253,7 +253,9 @@ def compared(
         films = {}
         for i in part:
             try: films[i] = store.film(i)
-            except InputError: gone.add(i)   # no_such_study: counted as film_gone
+            except InputError as e:   # no_such_study, damaged_film: counted as film_gone; a place that does not answer is another matter
+                gone.add(i)
+                if e.code == "damaged_film": log.warning("%s It is left out.", e.message)
         names, some = list(films), list(films.values())
         phash = [int(picture_hash(f), 16) for f in some]
         copies |= {names[n] for known in tests for n in copies_of(some, known)}
@@ -289,8 +291,9 @@ def write_films(
         table.loc[new.index[~as_frequent(new.left_open.to_numpy(bool), share or 0.0)], "part"] = "spare"
     for study_id, name in zip(table.study_id, table.study):
         if not (to := folder / "films" / f"{name}.png").exists(): to.write_bytes(store.place.get(film_name(study_id)))
+    wanted = set(table.study)
     for old in (folder / "films").iterdir():
-        if old.stem not in set(table.study): old.unlink()
+        if old.stem not in wanted: old.unlink()
     sheet = table.assign(path=[f"films/{n}.png" for n in table.study], patient_id=table.patient_hash, regions=[as_regions(r) for r in table.regions])[SHEET]
     write_whole(folder / "films.csv", sheet.to_csv(index=False))
     return counts | {"films": len(table), **{part: int((table.part == part).sum()) for part in ("learn", "recent", "spare")}}
