@@ -12,7 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cxr_pred.cli import cli
-from cxr_pred.core import SetupError, load_params, read_json, reload_settings, root, run_dir, write_json
+from cxr_pred.core import CxrError, SetupError, load_params, read_json, reload_settings, root, run_dir, write_json
 from cxr_pred.data.images import PREPROCESSING, preprocess
 from cxr_pred.data.labels import LABELS
 from cxr_pred.ops import retrain as loop
@@ -259,6 +259,21 @@ def test_a_promotion_that_was_killed_is_ended_by_the_next_call(project, monkeypa
     after = loop.remembered("sample")
     assert (after["champion"], after["pending"]) == (state["pending"], None) and alias() == read_json(run / "evidence/evidence.json")["challenger"]["bundle_hash"] == loop.load_bundle(run / "bundle").hash != before
     assert read_json(run / "evidence/evidence.json")["alias"] == "moved to version 2" and (run / "data").exists()
+
+
+def test_a_registry_that_is_away_while_a_challenger_is_packaged_is_no_refusal(project, monkeypatch):
+    seeds, doors = iter((0, 0, 0)), iter(("MlflowException: connection refused", None, None))
+    def pack(profile, run):
+        if (why := next(doors)): raise CxrError("stage_failed", f"Stage package stopped: {why}", "")
+        return run / "bundle"
+    monkeypatch.setattr(loop.retrain, "__defaults__", ((lambda profile, run: toy_run(run, next(seeds))), pack))
+    r = said("retrain")
+    assert r.exit_code == 1 and "[stage_failed] Stage package stopped" in r.stderr, "an error, and not the 3 of a refusal, which a schedule leaves alone"
+    assert loop.remembered("sample")["at"] == "" and not list(loop.home("sample").glob("*/evidence")), "nobody decided anything"
+    left = [d.parent for d in loop.home("sample").glob("[0-9]*/data")]
+    r = said("retrain")
+    assert r.exit_code == 0 and "by 40 newly settled studies" in r.stdout and "Promoted." in r.stdout, r.output + r.stderr
+    assert len(left) == 1 and not (left[0] / "data").exists() and not (left[0] / "learned.json").exists(), "what broke off keeps no patient's film"
 
 
 def test_one_retraining_at_a_time_and_it_says_so(project, monkeypatch):

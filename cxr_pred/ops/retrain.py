@@ -27,6 +27,7 @@ from ..data.journal import from_line
 from ..data.labels import LABELS
 from ..data.split import dealt, units_in_two_splits
 from ..database import now
+from ..evaluate.gates import halt_if_failed
 from ..evaluate.outputs import chosen
 from .challenge import answers, decision, gate_rows, paired, questions, read_by_both, share, spoiled
 from .drift import WINDOW, Films, compare, write_whole
@@ -214,11 +215,14 @@ def pack_challenger(
     profile: str,
     run: Path,
 ) -> Path:
-    "Run the stages gate and package; return the sealed bundle, a version of the registry by now. Raises `CxrError` stage_failed."
+    "Run the stages gate and package; return the sealed bundle, a version of the registry by now. Raises `CxrError`: gate_failed where gates refuse it, stage_failed where a stage could not do its work."
     from cxr_pred.pipeline import run_stage
     where, reports = {"run": run.relative_to(root()).as_posix()}, f"retrain/{profile}/{run.name}"
     if not (run / "llm").exists(): shutil.copytree(run_dir(profile) / "llm", run / "llm")
-    run_stage("gate", profile, instead=where, reports=reports)
+    try: run_stage("gate", profile, instead=where, reports=reports)
+    except CxrError:
+        if (f := run / "metrics/gates.json").is_file(): halt_if_failed(read_json(f))   # what it measured, and not that it stopped
+        raise
     run_stage("package", profile, instead=where | {"raw": ""}, reports=reports)
     return run / "bundle"
 
@@ -422,7 +426,7 @@ def retrain(
     pack: Callable = pack_challenger,     # likewise: returns the bundle
     *, language: bool = False,            # tune the language model too
 ) -> tuple[dict, Path]:          # the evidence, and its folder
-    "Train a challenger with the settled films, decide, and write the evidence. Raises `SetupError`: no_run, nothing_to_learn, no_words, retraining_runs, champion_elsewhere, no_registry."
+    "Train a challenger with the settled films, decide, and write the evidence. Raises `SetupError`: no_run, nothing_to_learn, no_words, retraining_runs, champion_elsewhere, no_registry; `CxrError` stage_failed."
     load_params(profile, "retrain")   # a profile that is not there leaves no folder
     with alone(profile):
         finish(profile)
@@ -461,7 +465,9 @@ def challenge(
     made = None
     if verdict["promote"]:
         try: made = load_bundle(pack(profile, run))
-        except CxrError as e: verdict |= {"promote": False, "why": [f"It could not be packaged: {e.message}"]}
+        except CxrError as e:
+            if e.code != "gate_failed": raise   # a registry that is away or a full disk says nothing of the challenger: nothing is remembered, and the next call does it again
+            verdict |= {"promote": False, "why": [f"The gates refused it: {e.message}"]}
     evidence = {"at": at.isoformat(), "profile": profile, "started": started, "git_commit": git_commit(), "run": below(run), "data": counts, "language": spoken, "settings": settings, "parameters_sha256": digest(load_params(profile)),
                 "champion": {"version": old.model_version, "bundle_hash": old.bundle_hash, "run": below(champion), "known_by": known_by},
                 "challenger": {"version": made.manifest["version"] if made else f"not packaged, {run.name}", "bundle_hash": made.hash if made else new.bundle_hash}, "decision": verdict}
