@@ -7,11 +7,11 @@ __all__ = ['cli', 'NO_ANSWER', 'BUNDLE', 'HOST', 'PORT', 'ECS', 'feedback', 'REF
            'rollouts', 'WHY', 'BY', 'originals', 'plainly', 'writing', 'answer', 'line', 'explainer', 'hand_over',
            'open_reader', 'draw', 'terminal', 'tell', 'predict', 'batch', 'log_as', 'serve', 'end_with_parent',
            'llm_serve', 'app', 'llm_publish', 'fetch_data', 'link_data', 'data_page', 'pipeline', 'export', 'doctor',
-           'test_films', 'film_to_show', 'show', 'load', 'drift', 'watch', 'simulate', 'records', 'forget', 'sweep',
-           'backup', 'restore', 'audit', 'users_add', 'users_list', 'users_disable', 'keys_add', 'keys_list',
-           'keys_revoke', 'who', 'steering', 'rollout_start', 'rollout_new_key', 'rollout_sign', 'rollout_status',
-           'rollout_promote', 'rollout_rollback', 'rollout_watch', 'rollout_serve', 'stack', 'month', 'report_hour',
-           'films', 'queue', 'controls', 'suspects', 'retrain', 'originals_new_key', 'originals_get',
+           'test_films', 'film_to_show', 'show', 'load', 'drift', 'watch', 'simulate', 'records', 'say_copies',
+           'forget', 'sweep', 'backup', 'restore', 'audit', 'users_add', 'users_list', 'users_disable', 'keys_add',
+           'keys_list', 'keys_revoke', 'who', 'steering', 'rollout_start', 'rollout_new_key', 'rollout_sign',
+           'rollout_status', 'rollout_promote', 'rollout_rollback', 'rollout_watch', 'rollout_serve', 'stack', 'month',
+           'report_hour', 'films', 'queue', 'controls', 'suspects', 'retrain', 'originals_new_key', 'originals_get',
            'originals_reseal', 'main']
 
 # %% ../nbs/04_cli.ipynb #c002
@@ -493,11 +493,21 @@ def records():
         finally: store.close()
 
 
+def say_copies() -> None:
+    "Name the folders on this machine that may still hold films which were deleted from the records."
+    from cxr_pred.clinic.custody import learning_copies
+    from cxr_pred.core import root
+    try: found = learning_copies(root())
+    except SetupError: return   # no project here, so nothing is trained on this machine
+    if found: print("Films that were taken to learn from lie apart, and may still hold some of these:", *found, "What ends them: docs/operator.md, Forgetting.", sep="\n  ")
+
+
 @cli.command()
 def forget(patient_ref: str = typer.Argument(help="as it was sent with the films")):
     "Delete a patient's studies, films, explanations and physicians' answers."
     from cxr_pred.clinic.custody import forget
     with records() as store: print(forget(store, patient_ref))
+    say_copies()
 
 
 @cli.command()
@@ -507,6 +517,7 @@ def sweep(days: float = typer.Option(None, min=0, help="delete studies older tha
     with records() as store:
         gone, pictures = sweep(store, days, "command line")
         print(f"{gone}, {pictures} pictures without a study deleted")
+    if gone.studies: say_copies()
 
 
 @cli.command()

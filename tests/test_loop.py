@@ -317,6 +317,46 @@ def test_what_a_champion_learned_from_is_never_measured_on(project, monkeypatch)
     assert not [f for f in loop.home("sample").glob("*/learned.json") if f.parent.name != Path(loop.remembered("sample")["champion"]).name], "nobody reads by what a refused one learned"
 
 
+def test_the_films_of_a_former_champion_go_and_it_can_be_gone_back_to(project, monkeypatch):
+    import mlflow
+    from cxr_pred.vision.bundle import seal
+    figures = iter((0.5, 0.51, 0.52, 0.53))
+    def train(profile, run): seed, n = next(kinds), next(figures); toy_run(run, seed); write_json(run / "bundle/metrics/vit.json", {"overall": {"accuracy": {"value": n}}}); seal(run / "bundle", "sample")
+    monkeypatch.setattr(loop.retrain, "__defaults__", (train, lambda profile, run: run / "bundle"))
+    kinds, first, point = iter((0, 0, 1, 1)), run_dir("sample"), lambda v: mlflow.MlflowClient().set_registered_model_alias("cxr-reader-sample", "champion", v)
+    champion = lambda: root() / loop.remembered("sample")["champion"]
+    assert said("retrain", "--now").exit_code == 0
+    old, learned, at = champion(), read_json(champion() / "learned.json")["sha256"], loop.remembered("sample")["at"]
+    (old / "learned.json").unlink()   # as one from before these notes
+    assert (old / "data/films.npy").is_file() and len(learned) > 20
+    point("1")   # a person goes back to the profile's run, and the next challenger is better than that
+    assert said("retrain", "--now").exit_code == 0 and champion() != old
+    new = champion()
+    assert not (old / "data").exists() and (new / "data/films.npy").is_file() and read_json(old / "learned.json")["sha256"] == learned, "the films go, what they were stays known"
+    assert set(learned) <= loop.ever_learned("sample").sha256 and (first / "data/films.npy").is_file(), "the profile's own run is no retraining"
+    point("2")   # and back by hand to the one without films
+    assert loop.champion_of("sample", loop.remembered("sample")) == (old, "the registry's alias champion")
+    r = said("retrain", "--now")
+    evidence = read_json(sorted(loop.home("sample").glob("*/evidence/evidence.json"))[-1])
+    assert r.exit_code == 3 and "It is worse" in r.stdout and evidence["champion"]["run"] == loop.below(old) and evidence["data"]["learned_from"] > 20, r.output + r.stderr
+    assert not set(learned) & set(loop.recent_films(loop.home("sample") / "feedback").manifest.sha256), "nor is it measured on what it learned from"
+    assert said("retrain", "--now").exit_code == 3 and champion() == old and not list(loop.home("sample").glob("[0-9]*/data")), "no patient's film is left of any retraining"
+
+
+def test_who_forgets_is_told_where_films_were_taken_to_learn_from(project, monkeypatch):
+    from cxr_pred.store import film_name
+    assert said("forget", "P0").stdout == "2 studies, 2 films, 0 explanations and 2 physicians' answers deleted\n", "nothing was taken yet"
+    write_films(project, loop.home("sample") / "feedback/raw", [known_films(run_dir("sample") / "data")], 0.3)
+    r = said("forget", "P1")
+    assert r.exit_code == 0 and "may still hold some of these:\n  runs/retrain/sample/feedback\n" in r.stdout and "docs/operator.md" in r.stdout
+    assert "retrain" not in said("sweep").stdout and "runs/retrain/sample/feedback" in said("sweep", "--days", "0").stdout
+    shutil.rmtree(loop.home("sample") / "feedback")   # as the operator's guide says
+    i = recorded(project, film("NORMAL", 1), "NORMAL", "Q")
+    assert write_films(project, loop.home("sample") / "feedback/raw", [known_films(run_dir("sample") / "data")], 0.0)["films"] == 1 and not project.place.get(film_name(i)) is None
+    monkeypatch.delenv("CXR_ROOT"); monkeypatch.chdir(project.state)
+    assert said("forget", "Q").stdout.count("\n") == 1, "a machine that only serves has no such folders"
+
+
 def test_explanations_of_physicians_tune_the_language_model_where_asked(project, monkeypatch):
     from cxr_pred.language.base import toy_base
     from cxr_pred.language.facts import load_facts

@@ -6,8 +6,8 @@
 __all__ = ['Due', 'drifted_twice', 'is_due', 'journal_of', 'read_feedback_films', 'places', 'join_data', 'films_sha256',
            'carried_adapter', 'carry_language', 'train_language', 'train_challenger', 'pack_challenger',
            'compare_models', 'recent_films', 'home', 'below', 'alone', 'remembered', 'remember', 'newly_settled',
-           'note_learned', 'was_promoted', 'ever_learned', 'metrics_of', 'registered', 'champion_of', 'promote',
-           'forget_films', 'conclude', 'finish', 'retrain', 'challenge']
+           'note_learned', 'was_promoted', 'noted', 'ever_learned', 'metrics_of', 'registered', 'champion_of',
+           'promote', 'forget_films', 'let_go', 'conclude', 'finish', 'retrain', 'challenge']
 
 # %% ../../nbs/ops/retrain.ipynb #4c1380da
 import fcntl, hashlib, json, math, shutil
@@ -323,15 +323,21 @@ def was_promoted(run: Path) -> bool:
     return (f := run / "evidence/evidence.json").is_file() and read_json(f)["decision"]["promote"]
 
 
+def noted(run: Path) -> dict:
+    "What `note_learned` kept of a run; of one from before these notes, what its films' table tells, without the patients."
+    if (run / "learned.json").is_file(): return read_json(run / "learned.json")
+    if not (run / "data/manifest.parquet").is_file(): return {"sha256": [], "groups": []}
+    return {"sha256": sorted(pd.read_parquet(run / "data/manifest.parquet").query("source == 'csv:feedback'").sha256), "groups": []}
+
+
 def ever_learned(profile: str) -> Learned:
     "What the profile's run and every champion after it learned from."
     runs, films, notes = [run for run in sorted(home(profile).glob("[0-9]*")) if (run / "learned.json").is_file() or was_promoted(run)], [known_films(run_dir(profile) / "data", ("train", "val"))], []
     for run in runs:
-        if (run / "learned.json").is_file(): notes.append(read_json(run / "learned.json"))
+        notes.append(noted(run))
         if not (run / "data/manifest.parquet").is_file(): continue
         known = known_films(run / "data", ("train", "val"))
         at = np.flatnonzero(known.manifest.source == "csv:feedback")   # the others are the profile's
-        if not (run / "learned.json").is_file(): notes.append({"sha256": known.manifest.sha256.iloc[at].tolist(), "groups": []})   # a run from before these notes
         films.append(Known(known.manifest.iloc[at].reset_index(drop=True), known.pictures[at], known.preparation))
     return Learned(frozenset(h for n in notes for h in n["sha256"]), frozenset(g for n in notes for g in n["groups"]), tuple(films))
 
@@ -386,6 +392,17 @@ def forget_films(run: Path) -> None:
     (run / "learned.json").unlink(missing_ok=True)
 
 
+def let_go(
+    profile: str,
+    stay: set,   # run folders, below the root
+) -> None:
+    "Delete the films of all other retrainings; what those that were promoted learned from stays known by its hashes."
+    for data in home(profile).glob("[0-9]*/data"):
+        if below(run := data.parent) in stay: continue
+        if was_promoted(run): write_json(run / "learned.json", noted(run))
+        shutil.rmtree(data)
+
+
 def conclude(
     profile: str,
     evidence: dict,   # with champion.run, run and decision
@@ -403,15 +420,17 @@ def conclude(
     write_evidence(run / "evidence", evidence)
     if not verdict["promote"]: forget_films(run)
     remember(evidence["run"] if verdict["promote"] else champion, evidence["at"], profile)
+    if verdict["promote"]: let_go(profile, {evidence["run"]})
     log.info("retraining %s: %s", run.name, "promoted" if verdict["promote"] else "not promoted")
     return evidence
 
 
 def finish(profile: str) -> dict | None:
-    "Under the lock: delete films of retrainings that broke off, end a promotion that was begun and not ended, and return its evidence; None where there is none to end."
+    "Under the lock: delete films of retrainings that broke off and of champions that are none any more, end a promotion that was begun and not ended, and return its evidence; None where there is none to end."
     before = remembered(profile)
     for data in home(profile).glob("[0-9]*/data"):
         if not (data.parent / "evidence/evidence.json").is_file(): forget_films(data.parent)
+    let_go(profile, {before["champion"], before["pending"]})
     if before["pending"] is None: return None
     if not (f := root() / before["pending"] / "evidence/evidence.json").is_file(): remember(before["champion"], before["at"], profile); return None   # nothing was moved before its evidence stood
     return conclude(profile, read_json(f))
