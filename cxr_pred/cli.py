@@ -406,27 +406,47 @@ def drift(
     reference: Path = REFERENCE, bundle: Path = BUNDLE, read_again: bool = READ_AGAIN,
     learn: Path = typer.Option(None, help="make a reference from the films that were read here, and stop"),
 ):
-    "Compare the films that were read here with those of the reference; exit status 3 where they or the outcome drifted."
+    """Compare the films that were read here with those of the reference; exit status 3 where they or the outcome drifted.
+
+    Without --bundle, of each version that a rollout has in use; of two, --json prints a list, --html a page for each, the second named by its hash."""
     with plainly():
-        from cxr_pred.ops.drift import check, drift_gauges, drift_html, said, write_whole
+        from cxr_pred.core import settings
+        from cxr_pred.ops.drift import check, drift_gauges, drift_html, newest_studies, said, write_whole
         from cxr_pred.ops.drift import learn as learned
+        from cxr_pred.ops.exporter import ByBundle, in_use, opened
         from cxr_pred.ops.reference import load_reference, write_reference
         from cxr_pred.store import Store
         from cxr_pred.vision.classify import Classifier
-        classifier, store = Classifier(bundle), Store()
-        since = since and since.replace(tzinfo=timezone.utc)
+        since, store, used = since and since.replace(tzinfo=timezone.utc), Store(), [] if bundle else in_use(settings().state)
         if learn:
-            with writing(learn): print(f"A reference of {(r := learned(store, classifier, since, most))['films']} films in {write_reference(learn, r)}")
+            classifier = opened(used[0]) if used else Classifier(bundle)
+            with writing(learn): print(f"A reference of {(r := learned(store, classifier, since, most))['films']} films that {classifier.model_version} ({classifier.bundle_hash[:12]}) read, in {write_reference(learn, r)}")
             return
-        told = load_reference(reference or classifier.bundle)
-        report, films = check(store, classifier, told, since, most, read_again)
-        print(json.dumps(report, indent=1) if as_json else said(report))
-        if html:
-            with writing(html): write_whole(html, drift_html(report, films, told))
-        if prom:
-            from prometheus_client import generate_latest
-            with writing(prom): write_whole(prom, generate_latest(drift_gauges(report)).decode())
-    if report["input_drifted"] or report["outcome"]["drifted"]: raise typer.Exit(3)
+        reports, gauges, failed = [], {}, []
+        for version in used or [None]:
+            try:
+                classifier = opened(version) if version else Classifier(bundle)
+                told = load_reference(reference or classifier.bundle)
+            except SetupError as e:   # the other version is looked at all the same
+                if len(used) < 2: raise
+                failed.append(e); print(f"{version.hash[:12]}: {e}", file=sys.stderr); continue
+            report, films = check(store, classifier, told, since, most, read_again)
+            days = [r.created_at.isoformat(timespec="seconds") for r in newest_studies(store, since, most, classifier.bundle_hash)]
+            report = {"version": classifier.model_version, "bundle_hash": classifier.bundle_hash, "oldest": days[0] if days else None, "newest": days[-1] if days else None} | report
+            head = f"Version {report['version']} ({report['bundle_hash'][:12]}), " + (f"films read from {days[0]} to {days[-1]}." if days else "no films yet.")
+            if not as_json: print(head, said(report), sep="\n")
+            if html:
+                from html import escape
+                page = html.with_stem(f"{html.stem}-{report['bundle_hash'][:12]}") if reports else html
+                with writing(page): write_whole(page, drift_html(report, films, told).replace("<pre>", f"<pre>{escape(head)}\n", 1))
+            reports.append(report); gauges[report["bundle_hash"]] = drift_gauges(report)
+        if as_json: print(json.dumps(reports if len(used) > 1 else reports[0], indent=1))
+        if prom and gauges:
+            from prometheus_client import CollectorRegistry, generate_latest
+            if len(used) > 1: (both := CollectorRegistry()).register(ByBundle(gauges))
+            with writing(prom): write_whole(prom, generate_latest(both if len(used) > 1 else gauges[reports[0]["bundle_hash"]]).decode())
+    if any(r["input_drifted"] or r["outcome"]["drifted"] for r in reports): raise typer.Exit(3)
+    if failed: raise typer.Exit(1)
 
 
 @cli.command()

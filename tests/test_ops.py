@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -71,6 +72,30 @@ def test_drift_is_silent_until_the_films_change(here, tmp_path):
     assert moved.exit_code == 3 and "DRIFTED" in moved.output and "not measured" in moved.output, "without features the rest still tells"
     assert "<h1>Drift</h1>" in (tmp_path / "drift.html").read_text() and 'cxr_drifted{what="input"} 1.0' in (tmp_path / "drift.prom").read_text()
     assert said("drift", "--reference", tmp_path / "nothing.json").exit_code == 1
+    store.close()
+
+
+def test_without_a_bundle_each_version_in_use_is_looked_at_and_named(here, tmp_path):
+    from cxr_pred.ops.rollout import Memory, State, target
+    from cxr_pred.vision.classify import Classifier
+    from cxr_pred.vision.toy import toy_bundle
+    store, reference, versions = Store(), tmp_path / "reference.json", [Classifier(toy_bundle(tmp_path / name, FACTS, seed), threads=1) for name, seed in (("was", 1), ("comes", 2))]
+    for k, c in enumerate(versions): read(store, c, 3000 + 500 * k, 420)
+    held = [target(c.bundle.path) for c in versions]
+    Memory(store.state).write(State(stage="canary", stable=held[0], candidate=held[1]))
+    both, short = [c.bundle_hash for c in versions], [c.bundle_hash[:12] for c in versions]
+    r = said("drift", "--learn", reference, "--most", 420); assert short[0] in r.output, "the served one's films, and it says whose"
+    r = said("drift", "--reference", reference, "--html", tmp_path / "d.html", "--prom", tmp_path / "d.prom", "--no-read-again")
+    assert r.exit_code in (0, 3) and all(f"Version {c.model_version} ({h}), films read from 20" in r.output for c, h in zip(versions, short)), r.output
+    assert short[0] in (tmp_path / "d.html").read_text() and short[1] in (tmp_path / f"d-{short[1]}.html").read_text()
+    assert all(f'cxr_drift_films{{bundle_hash="{h}"}}' in (tmp_path / "d.prom").read_text() for h in both)
+    found = json.loads(said("drift", "--reference", reference, "--json", "--no-read-again").stdout)
+    assert [f["bundle_hash"] for f in found] == both and [f["films"] for f in found] == [420, 420] and all(f["oldest"] <= f["newest"] for f in found)
+    one = json.loads(said("drift", "--reference", reference, "--bundle", tmp_path / "comes", "--json", "--no-read-again").stdout)
+    assert one["bundle_hash"] == both[1] and one["oldest"] == found[1]["oldest"] > found[0]["oldest"], "the one that is named, and its own films"
+    shutil.rmtree(tmp_path / "comes")
+    r = said("drift", "--reference", reference, "--json", "--no-read-again")
+    assert [f["bundle_hash"] for f in json.loads(r.stdout)] == both[:1] and short[1] in r.stderr and r.exit_code in (1, 3), "the other is looked at all the same"
     store.close()
 
 
