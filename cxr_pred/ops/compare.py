@@ -21,7 +21,7 @@ def nearest(
     if not margin:
         p = (n[0] * guess[0] + n[1] * guess[1]) / (n[0] + n[1])
         return p, p
-    low, high = max(0.0, -margin), min(1.0, 1 - margin)
+    low, high = max(0.0, -margin) + 1e-9, min(1.0, 1 - margin) - 1e-9   # inside: at the ends the slope divides by nothing
     slope = lambda p: n[0] * (p - guess[0]) / (p * (1 - p)) + n[1] * (p + margin - guess[1]) / ((p + margin) * (1 - p - margin))
     for _ in range(60):
         p = (low + high) / 2
