@@ -70,7 +70,7 @@ def fewest_right(
     from scipy.stats import binom
     known = wilson(*reference["accuracy"])
     fewest = int(binom.ppf(rate, n, known["low"]))
-    if expected is None: return fewest
+    if expected is None or not fewest: return fewest   # none fewer than none; a reference that was never right divides by nothing
     chance = np.ones(1)   # of 0, 1, 2, ... right: the Poisson binomial law
     for p in np.where(np.isnan(expected), known["value"], expected) * known["low"] / known["value"]: chance = np.convolve(chance, [1 - p, p])
     return min(fewest, int(np.searchsorted(chance.cumsum(), rate)))
