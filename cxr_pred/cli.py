@@ -784,12 +784,13 @@ def films(
     raw: Path = typer.Argument(help="a raw folder; `feedback` is written below it"),
     test: list[Path] = typer.Option(..., help="data folder of each run whose test films must stay unseen, and whose other films are not measured on, e.g. runs/clinical/data"),
     recent: float = typer.Option(0.3, min=0, max=1, help="share of the films, the newest, that are only measured on"),
+    second_reader: bool = typer.Option(True, "--second-reader/--one-physician", help="whether one physician's dissent from the model waits for a second"),
 ):
     "Write the studies that physicians settled as the source csv:feedback, no copy of a test film among them."
     with records() as store, writing(raw):
         from cxr_pred.ops.feedback import Learned, known_films, write_films
-        n = write_films(store, raw, [known_films(t) for t in test], recent, Learned(films=tuple(known_films(t, ("train", "val")) for t in test)))
-        print(f"{n['films']} films in {raw / 'feedback'}, {n['recent']} of them only to measure on, {n['spare']} put by so that films which the reader left open are no more frequent among these than they were. {n['disputed']} studies are disputed, {n['copies_of_test_films']} show a test film, {n['kept_out_with_them']} more are kept out with these.")
+        n = write_films(store, raw, [known_films(t) for t in test], recent, Learned(films=tuple(known_films(t, ("train", "val")) for t in test)), second_reader)
+        print(f"{n['films']} films in {raw / 'feedback'}, {n['recent']} of them only to measure on, {n['spare']} put by so that films which the reader left open are no more frequent among these than they were. {n['disputed']} studies are disputed, {n['waiting']} wait for a second physician, {n['copies_of_test_films']} show a test film, {n['kept_out_with_them']} more are kept out with these.")
 
 
 @feedback.command()
@@ -875,7 +876,7 @@ def retrain(
             with alone(profile): ended = finish(profile)
             print(f"A promotion had been begun and not ended, that of {before['pending']}:", f"the alias is {ended['alias']}." if ended else "it had no evidence yet, nothing was moved.", *(ended["decision"]["why"] if ended else []))
             before = remembered(profile)
-        new = newly_settled(store, before)
+        new, waiting = newly_settled(store, before, settings["second_reader"])
         if settings["on_drift"] and not now and new < settings["min_confirmed"]:   # drift takes a look at films: only where it decides
             classifier = Classifier(champion_of(profile, before)[0] / "bundle")
             try: told = load_reference(classifier.bundle)
@@ -886,7 +887,7 @@ def retrain(
                 report, seen = check(store, classifier, told, None, 1000)
                 drifted, outcome = drifted_twice(seen, told), report["outcome"]["drifted"]
         due = is_due(new, settings["min_confirmed"], drifted, outcome, settings["on_drift"], "a person, on the command line" if now else "")
-        print(f"{'There is reason to train again' if due.due else 'No reason to train again'}: {due.why}")
+        print(f"{'There is reason to train again' if due.due else 'No reason to train again'}: {due.why}" + (f" {waiting} answers that contradict the model wait for a second physician (retrain.second_reader)." if waiting else ""))
         if check_only or not due.due: return
         evidence, folder = learned(profile, store, due.why, language=language)
         print("Promoted." if evidence["decision"]["promote"] else "Not promoted.", *evidence["decision"]["why"], f"Evidence: {folder}")

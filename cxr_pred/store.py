@@ -90,11 +90,13 @@ def grey_png(
 # %% ../nbs/01_store.ipynb #c014
 def film_png(
     pixels: np.ndarray,  # (H, W) uint8
-    most: int = 1024,    # longest side kept, pixels
+    side: int = 1024,    # pixels; of the longest side of a film that is made smaller
+    most: int = 1280,    # longest side that stays as it is
 ) -> bytes:
-    "The film, made smaller, as a PNG file."
+    "The film, made smaller where it is large, as a PNG file."
+    if max(pixels.shape) <= most: return grey_png(pixels)
     picture = Image.fromarray(pixels)
-    picture.thumbnail((most, most), Image.Resampling.HAMMING)
+    picture.thumbnail((side, side), Image.Resampling.HAMMING)
     return grey_png(np.asarray(picture))
 
 
@@ -135,6 +137,7 @@ class Store:
         own = settings().database_url
         self.engine = connect(url or (own and own.get_secret_value()) or f"sqlite:///{self.state / 'cxr.db'}")
         self._key = secret_key(self.state / "patient.key")  # found on every start, or old hashes would match nothing
+        self._models = set()   # bundle hashes whose row is committed
 
     def keyed(self, *parts: str) -> str:
         "A hash that only who has the key of this state folder can make."
@@ -172,13 +175,15 @@ class Store:
         try:
             for name, data in parts.items(): self.place.put(name, data)
             with self.writing() as s:
-                if study.bundle_hash: self._know_model(s, study)
+                if study.bundle_hash and study.bundle_hash not in self._models: self._know_model(s, study)
                 s.add(study)
                 if beside: s.flush(); s.add_all(beside)   # the study's own row first: theirs point to it
                 if once: s.flush(); s.add(Asked(id=once.id, body=once.body, study_id=study.id))
                 append(s, actor, "study.recorded", self.subject(study.id), status=study.status)
                 asked = True
+            self._models.add(study.bundle_hash)
         except BaseException as e:
+            self._models.discard(study.bundle_hash)   # the database may be another by now, brought back from a backup
             if not asked or isinstance(e, IntegrityError): self._leave_out(parts)   # else the sweep looks whether they have a row
             if isinstance(e, IntegrityError) and once and (done := self.recall(once)): return done.study_id
             raise

@@ -44,7 +44,7 @@ def write_base(data: Path, n: int = 160, test_from: int = 80) -> None:
     write_json(data / "preprocessing.json", PREPROCESSING)
 
 
-def recorded(store: Store, pixels: np.ndarray, label: str, patient: str, physicians: int = 1, says: tuple = ()) -> str:
+def recorded(store: Store, pixels: np.ndarray, label: str, patient: str, physicians: int = 2, says: tuple = ()) -> str:
     "A study of a film with what physicians answered; the model had said NORMAL."
     i = new_id()
     store.add_study(Study(id=i, status="ok", reason_code="ok", label="NORMAL", probability=0.6, finding={"label": "NORMAL"}, explanation_status="off", bundle_hash="b", patient_hash=store.patient_hash(patient)), pixels)
@@ -345,7 +345,7 @@ def test_the_films_of_a_former_champion_go_and_it_can_be_gone_back_to(project, m
 
 def test_who_forgets_is_told_where_films_were_taken_to_learn_from(project, monkeypatch):
     from cxr_pred.store import film_name
-    assert said("forget", "P0").stdout == "2 studies, 2 films, 0 explanations and 2 physicians' answers deleted\n", "nothing was taken yet"
+    assert said("forget", "P0").stdout == "2 studies, 2 films, 0 explanations and 4 physicians' answers deleted\n", "nothing was taken yet"
     write_films(project, loop.home("sample") / "feedback/raw", [known_films(run_dir("sample") / "data")], 0.3)
     r = said("forget", "P1")
     assert r.exit_code == 0 and "may still hold some of these:\n  runs/retrain/sample/feedback\n" in r.stdout and "docs/operator.md" in r.stdout

@@ -47,7 +47,7 @@ def viewer_html(
 ) -> str:
     "The film with its controls."
     picture = Image.fromarray(film.pixels)
-    return VIEWER.render(s=S["viewer"], film=data_uri(picture, 1024), over=data_uri(heat_overlay(film.pixels, heat, 640)) if heat is not None else "", aspect=round(picture.width / picture.height, 4), marks=[[float(v) for v in m] for m in marks], marking=marking)
+    return VIEWER.render(s=S["viewer"], film=data_uri(picture, 1280), over=data_uri(heat_overlay(film.pixels, heat, 640)) if heat is not None else "", aspect=round(picture.width / picture.height, 4), marks=[[float(v) for v in m] for m in marks], marking=marking)
 
 # %% ../../nbs/clinic/viewer.ipynb #4a4eee14
 VIEWER_JS = r"""

@@ -140,7 +140,7 @@ ENGLISH = {
         "shortcuts": [["J  K", "next, previous study"], ["1 to 9, 0", "your reading, in the order shown"], ["Ctrl Enter", "record"], ["H", "heatmap, once it is open"], ["+  -  F", "nearer, further, whole film"], ["I", "black and white exchanged"], ["M", "mark a place"], ["R", "window and level as they were"]],
     },
     "viewer": {"title": "The film, to look at", "window": "Window", "level": "Level", "invert": "Invert", "nearer": "Nearer", "further": "Further", "fit": "Whole film", "reset": "Reset", "mark": "Mark a place", "unmark": "Remove marks", "heat": "Heatmap", "strength": "Strength",
-               "note": "The kept copy of the film: 8 bits a pixel, at most 1024 pixels long. It is not a diagnostic display."},
+               "note": "The kept copy of the film: 8 bits a pixel, at most 1280 pixels long. It is not a diagnostic display."},
     "benefit": {
         "title": "What it brings", "unknown": "not yet known", "of": "{k} of {n} studies", "interval": "{low} to {high} %",
         "second": "Second readings saved", "second_note": "first readings, unseen, that the model agreed with",

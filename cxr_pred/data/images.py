@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..core import InputError, SetupError, settings
+from ..core import CxrError, InputError, SetupError, settings
 from .quality import grey_counts, percentile_levels, quality_flags, smaller
 from .regions import film_box
 
@@ -98,7 +98,7 @@ def grey(
 def _codec_errors(name: str):
     "Translate what a codec raises for a broken file into an `InputError`."
     try: yield
-    except InputError: raise
+    except CxrError: raise   # ours already; a setting that does not parse is no damaged film
     except Image.DecompressionBombError as e: raise too_large(name) from e
     except MemoryError as e: raise out_of_memory(name) from e
     except Exception as e:

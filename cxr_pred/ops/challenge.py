@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FEWEST', 'enough', 'paired', 'mean_known', 'share', 'weighted_balance', 'weighted_calm', 'weighted_auroc', 'judged',
-           'read_once', 'read_by_both', 'spoiled', 'questions', 'answers', 'gate_rows', 'decision']
+           'network_of', 'read_once', 'read_by_both', 'spoiled', 'questions', 'answers', 'gate_rows', 'decision']
 
 # %% ../../nbs/ops/challenge.ipynb #8445546a
 import hashlib, json, math, os, secrets
@@ -22,7 +22,9 @@ from ..evaluate.gates import check_gate
 from ..evaluate.outputs import chosen, engine_outputs
 from ..evaluate.stress import MODES, NOTHING
 from ..evaluate.subgroups import memberships
+from ..vision.bundle import digest
 from ..vision.classify import Classifier, decide
+from ..vision.engine import weights_of
 
 # %% ../../nbs/ops/challenge.ipynb #ef401ffe
 def enough(
@@ -117,6 +119,12 @@ def judged(
     return "better" if row["low"] > 0 else "not worse"
 
 # %% ../../nbs/ops/challenge.ipynb #bac46a77
+def network_of(reader: Classifier) -> str:
+    "A hash of what decides a reader's outputs: its network's file, weights beside it included; the same before and after packaging."
+    files = reader.bundle.manifest["files"]
+    return digest({n: files[n] for n in (reader.engine, weights_of(reader.engine)) if n in files})
+
+
 def read_once(
     reader: Classifier,      # opened with threads=1
     films: np.ndarray,       # (n, S, S) uint8, prepared
@@ -124,9 +132,10 @@ def read_once(
     name: str = "",          # shown at the progress bar
     kept: Path | None = None,   # folder of what was said before; None: nothing is kept
 ) -> dict[str, np.ndarray]:
-    "Logits (n, 10) and distance (n,) of films, from the folder where the same bundle has read the same films before."
-    known = json.dumps([reader.bundle_hash, reader.engine, version("onnxruntime"), films.shape])
-    f = kept and kept / f"{reader.bundle_hash[:16]}-{hashlib.sha256(known.encode() + np.ascontiguousarray(films).tobytes()).hexdigest()[:32]}.npz"
+    "Logits (n, 10) and distance (n,) of films, from the folder where the same network has read the same films before."
+    network = network_of(reader)
+    known = json.dumps([network, reader.engine, version("onnxruntime"), films.shape])
+    f = kept and kept / f"{network[:16]}-{hashlib.sha256(known.encode() + np.ascontiguousarray(films).tobytes()).hexdigest()[:32]}.npz"
     if f and f.is_file():
         with np.load(f, allow_pickle=False) as said: return {k: said[k] for k in ("logits", "ood")}
     out = {k: v for k, v in engine_outputs(reader, films, workers, name).items() if k in ("logits", "ood")}
@@ -143,13 +152,13 @@ def read_by_both(
     challenger: Classifier,
     films: np.ndarray,       # (n, S, S) uint8, prepared
     workers: int = 2,
-    kept: Path | None = None,   # folder where the champion's answers are kept
+    kept: Path | None = None,   # folder where both's answers are kept
 ) -> dict[str, dict[str, np.ndarray]]:
     "By name of the model: probs (n, 10) and ok (n,), whether it answers. Raises `SetupError` other_preparation."
     if champion.preprocessing != challenger.preprocessing: raise SetupError("other_preparation", "The two models want their films prepared in different ways.", "Compare models of one preparation, or prepare the films again.")
     said = {}
     for name, c in (("champion", champion), ("challenger", challenger)):
-        out = read_once(c, films, workers, name, kept if c is champion else None)
+        out = read_once(c, films, workers, name, kept)
         probs = c.probabilities(out["logits"])
         said[name] = {"probs": probs, "ok": np.array([decide(p, float(o), c.calibration)[0] == "ok" for p, o in zip(probs, out["ood"])], bool)}
     return said

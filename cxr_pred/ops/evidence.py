@@ -64,7 +64,7 @@ This time: {{ e.data.get('learned_from', e.data.films - e.data.recent) }} settle
 
 | step | what was planned | what was done |
 | --- | --- | --- |
-| films | settled by all physicians who answered, or adjudicated; no copy of a test film, none of its patient's | {{ e.data.films }} taken, {{ e.data.get('disputed', 0) }} disputed and {{ e.data.get('copies_of_test_films', 0) + e.data.get('kept_out_with_them', 0) }} for the test's sake left out |
+| films | settled by all physicians who answered, {{ 'by two where they contradict the model' if e.get('settings', {}).get('second_reader') else 'be it one' }}, or adjudicated; no copy of a test film, none of its patient's | {{ e.data.films }} taken, {{ e.data.get('disputed', 0) }} disputed, {{ e.data.get('waiting', 0) }} waiting for a second physician and {{ e.data.get('copies_of_test_films', 0) + e.data.get('kept_out_with_them', 0) }} for the test's sake left out |
 | split | the test films are frozen; films of one patient or picture stay in one split | {{ e.data.get('units_in_two_splits', 0) }} units in two splits |
 | reading | only films that are new are opened | {{ e.data.get('films_opened', 'not counted') }} opened, {{ e.data.get('films_known_before', 'not counted') }} known before |
 | training | the stages and parameters of the profile, no other | parameters {{ e.get('parameters_sha256', 'not hashed')[:12] }} |

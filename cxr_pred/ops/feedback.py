@@ -58,19 +58,21 @@ def roles(store: Store) -> dict[str, str]:
 def settled(
     store: Store,
     since: datetime | None = None,   # only films read since then, aware; all if None
+    second_reader: bool = True,      # whether one physician's dissent from the model waits for a second
 ) -> tuple[pd.DataFrame, dict[str, int]]:
-    "A row a settled study, oldest answer first, and counts: answered, settled, confirmed, corrected, disputed, no_film."
+    "A row a settled study, oldest answer first, and counts: answered, settled, confirmed, corrected, disputed, waiting, no_film."
     role, by_study = roles(store), {}
     read_since = [Study.created_at >= since] if since else []
     with store.session() as s:
         for a in s.scalars(select(Feedback).join(Study, Study.id == Feedback.study_id).where(*read_since).order_by(Feedback.id)): by_study.setdefault(a.study_id, []).append(a)
         # not DISTINCT over the join: PostgreSQL compares no columns of JSON
         studies = {r.id: r for r in s.scalars(select(Study).where(Study.id.in_(select(Feedback.study_id)), *read_since))}
-    rows, count = [], {"answered": len(by_study), "settled": 0, "confirmed": 0, "corrected": 0, "disputed": 0, "no_film": 0}
+    rows, count = [], {"answered": len(by_study), "settled": 0, "confirmed": 0, "corrected": 0, "disputed": 0, "waiting": 0, "no_film": 0}
     for study_id, answers in by_study.items():
         row, a = studies[study_id], settles(answers)
         if row.status == "rejected": count["no_film"] += 1; continue
         if a is None or row.state == "adjudication": count["disputed"] += 1; continue
+        if second_reader and row.status == "ok" and a.confirmed_label != row.label and len({x.physician for x in answers}) == 1: count["waiting"] += 1; continue
         same = [x for x in answers if x.confirmed_label == a.confirmed_label]
         how = "confirmed" if row.status == "ok" and a.confirmed_label == row.label else "corrected"
         by = sorted({f"{role.get(x.physician, 'physician')}, {x.kind}" for x in same})
@@ -270,9 +272,10 @@ def write_films(
     tests: list[Known],       # the test films of every run that will be measured
     recent: float = 0.3,      # share of the films that are only measured on
     learned: Learned = Learned(),
+    second_reader: bool = True,   # as `settled`
 ) -> dict:
     "Write settled studies as the source csv:feedback; return the counts. Nothing of a test film, its copies and their patients is among them."
-    table, counts = settled(store)
+    table, counts = settled(store, second_reader=second_reader)
     folder = Path(raw) / FOLDER
     (folder / "films").mkdir(parents=True, exist_ok=True)
     seen = compared(store, table.study_id.tolist(), tests, learned)
@@ -362,7 +365,7 @@ def control_accuracy(
     "On studies that chance drew and that were answered by the reader, the share right with Wilson's interval (value, low, high, n), how many there are (controls), and how many more the reader left open (left_open)."
     within = [Study.status != "rejected"] + ([Study.created_at >= since] if since else []) + ([Study.created_at < until] if until else [])
     with store.session() as s: ours = {i: status for i, status in s.execute(select(Study.id, Study.status).where(*within)) if drawn(i, seed) < share}
-    table, _ = settled(store, since)
+    table, _ = settled(store, since, second_reader=False)   # a dissent counts at once: agreement never waits, and would flatter until the second has read
     table = table[table.study_id.isin([i for i, status in ours.items() if status == "ok"]) & (True if until is None else table["at"] < until)]
     answered = sum(status == "ok" for status in ours.values())
     return wilson(int((table.label == table.model_label).sum()), len(table)) | {"controls": answered, "left_open": len(ours) - answered}
@@ -445,12 +448,13 @@ def label_noise(
     studies: int = 4000,
     seed: int = 0,
 ) -> dict[str, float]:
-    "Shares of studies that are settled, and of settled labels that are wrong; answers a study."
-    rng, found, answers = np.random.default_rng(seed), [], 0
+    "Shares of studies that are settled, of settled labels that are wrong, and of first dissents from the model that are (alone); answers a study."
+    rng, found, alone, answers = np.random.default_rng(seed), [], [], 0
     for _ in range(studies):
         truth = str(rng.choice(LABELS))
         model = truth if rng.random() < accuracy else str(rng.choice([l for l in LABELS if l != truth]))
         said = simulated_answers(truth, model, rng, error)
         answers += len(said)
+        if said[0].confirmed_label != model: alone.append(said[0].confirmed_label != truth)
         if (a := settles(said)): found.append(a.confirmed_label != truth)
-    return {"settled": len(found) / studies, "wrong": float(np.mean(found)), "answers": answers / studies}
+    return {"settled": len(found) / studies, "wrong": float(np.mean(found)), "alone": float(np.mean(alone)), "answers": answers / studies}

@@ -29,7 +29,7 @@ from ..data.split import dealt, units_in_two_splits
 from ..database import now
 from ..evaluate.gates import halt_if_failed
 from ..evaluate.outputs import chosen
-from .challenge import answers, decision, gate_rows, paired, questions, read_by_both, share, spoiled
+from .challenge import answers, decision, gate_rows, network_of, paired, questions, read_by_both, share, spoiled
 from .drift import WINDOW, Films, compare, write_whole
 from .evidence import write_evidence
 from .feedback import Known, Learned, alike, known_films, read_sheet, settled, write_films
@@ -234,7 +234,7 @@ def compare_models(
     recent: Known,             # feedback that neither learned from
     settings: dict,            # the section retrain
     workers: int = 2,
-    kept: Path | None = None,   # folder of the champion's answers; those of others are deleted from it
+    kept: Path | None = None,   # folder of both's answers, of which one is the next champion; those of others are deleted from it
 ) -> list[dict]:
     "Rows of `ops.challenge` on the frozen test, on recent feedback and on spoiled test films."
     times, seed, least = settings["draws"], settings["seed"], settings["least"]
@@ -250,7 +250,7 @@ def compare_models(
         rows.append({"where": "spoiled films", "name": name.replace("_", " "), "kind": "part"} | paired(lambda w: (right[0](w), right[1](w)), groups, times, seed, 0.05 / parts))
     if kept:
         for f in kept.glob("*.npz"):
-            if not f.name.startswith(champion.bundle_hash[:16]): f.unlink()
+            if not f.name.startswith((network_of(champion)[:16], network_of(challenger)[:16])): f.unlink()
     return rows
 
 
@@ -302,10 +302,11 @@ def remember(
 def newly_settled(
     store: Store,
     before: dict,   # from `remembered`
-) -> int:
-    "How many studies were settled since then."
-    table, _ = settled(store)
-    return len(table) if not before["at"] else int((table["at"] > datetime.fromisoformat(before["at"])).sum())
+    second_reader: bool = True,   # as `ops.feedback.settled`
+) -> tuple[int, int]:
+    "How many studies were settled since then, and how many dissents from the model wait for a second physician."
+    table, counts = settled(store, second_reader=second_reader)
+    return len(table) if not before["at"] else int((table["at"] > datetime.fromisoformat(before["at"])).sum()), counts["waiting"]
 
 
 def note_learned(
@@ -465,8 +466,8 @@ def challenge(
     champion, known_by = champion_of(profile, before)
     if not (champion / "bundle/manifest.json").is_file(): raise SetupError("no_run", f"{champion / 'bundle'} holds no bundle to hold a challenger against.", f"Run the pipeline first: make run PROFILE={profile}.")
     test, at = known_films(base), now()
-    counts = write_films(store, place / "raw", [test], settings["recent_share"], ever_learned(profile))
-    if not counts["learn"]: raise SetupError("nothing_to_learn", f"{counts['films']} settled films, none of them to learn from.", "Wait for physicians' answers, or lower retrain.recent_share.")
+    counts = write_films(store, place / "raw", [test], settings["recent_share"], ever_learned(profile), settings["second_reader"])
+    if not counts["learn"]: raise SetupError("nothing_to_learn", f"{counts['films']} settled films, none of them to learn from; {counts['waiting']} answers that contradict the model wait for a second physician.", "Wait for physicians' answers, lower retrain.recent_share, or set retrain.second_reader to false in a house with one physician.")
     read = read_feedback_films(place, load_params(profile, "etl"))
     run = home(profile) / at.strftime("%Y%m%dT%H%M%S%f")
     counts |= {k: read[k] for k in ("films_opened", "films_known_before")} | join_data(base, place / "data", place / "raw", run / "data", settings["seed"])
