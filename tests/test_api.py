@@ -223,17 +223,20 @@ def test_explain_false(client):
     assert problem_of(client.get(f"/v1/studies/{r['study_id']}/explanation"), 404)["code"] == "no_explanation"
 
 
-def test_a_pending_explanation_is_streamed_until_it_is_written(client, store, classifier):
+def test_a_pending_explanation_is_streamed_until_it_is_written(client, store, classifier, monkeypatch):
     from cxr_pred.clinic.reading import study_row
     from cxr_pred.clinic.study import read_study
     from cxr_pred.clinic.writer import explanation_for
     report, film, heat = read_study(classifier, encoded(pattern()))
     store.add_study(study_row(report.model_copy(update={"explanation_status": "pending"}), heat), film.pixels)
     e = explanation_for(report, client.app.state.room.facts)
-    later = threading.Timer(0.7, lambda: store.set_explanation(report.study_id, e.model_dump(mode="json")))
-    later.start()
+    look, looks = client.app.state.room.report, []
+    def report_of(study_id):  # the first look is the address's own, the second the stream's, and before the third it is written
+        looks.append(study_id)
+        if len(looks) == 3: store.set_explanation(study_id, e.model_dump(mode="json"))
+        return look(study_id)
+    monkeypatch.setattr(client.app.state.room, "report", report_of)
     events = re.findall(r"event: (\w+)\ndata: (.*)\n\n", client.get(f"/v1/studies/{report.study_id}/explanation").text)
-    later.join()
     assert [n for n, _ in events] == ["pending", "explanation"] and json.loads(events[-1][1]) == e.model_dump(mode="json")
 
 

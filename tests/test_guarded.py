@@ -58,10 +58,10 @@ def test_a_worker_that_is_lost_gives_its_second_task_back_and_nothing_is_held_ag
         import os, time
         def act(n):
             if n % 4 == 1: os.abort()
-            time.sleep(.6)
+            time.sleep(1.1)
             return {"n": n}, None"""))
     monkeypatch.syspath_prepend(str(tmp_path))
-    answers = list(guarded_map("holding:act", [(n,) for n in range(6)], 1, Limits(seconds=1, tries=1)))
+    answers = list(guarded_map("holding:act", [(n,) for n in range(6)], 1, Limits(seconds=2, tries=1)))
     assert [a.code if isinstance(a, InputError) else a[0]["n"] for a in answers] == [0, "decoder_crashed", 2, 3, 4, "decoder_crashed"]
 
 
