@@ -234,7 +234,7 @@ def end_with_parent() -> None:
 
 
 @cli.command()
-def llm_serve(host: str = HOST, port: int = typer.Option(8001), bundle: Path = BUNDLE, engine: str = typer.Option("auto", help="Who runs the model: graph (ONNX Runtime, on the CPU), litgpt, or auto: litgpt on a GPU, else graph."), with_parent: bool = typer.Option(False, hidden=True), ecs: bool = ECS):
+def llm_serve(host: str = HOST, port: int = typer.Option(8001), bundle: Path = BUNDLE, engine: str = typer.Option("auto", help="Who runs the model: graph (ONNX Runtime, on the CPU), litgpt, nf4 (LitGPT with the base in four bits), or auto: nf4 for a base of more than 3 GB, else litgpt on a GPU and graph without one."), with_parent: bool = typer.Option(False, hidden=True), ecs: bool = ECS):
     "Serve the language model, which explains findings."
     if with_parent: end_with_parent()
     with plainly():

@@ -1,5 +1,6 @@
 "Reader and language service as the two processes that they are: an explanation crosses over, and its absence is seen and counted."
 import json, os, shutil, socket, subprocess, sys, time
+from contextlib import contextmanager
 
 import httpx
 import pytest
@@ -34,12 +35,12 @@ def bundle(tmp_path_factory):
     return folder, base
 
 
-@pytest.fixture(scope="module")
-def llm(bundle):
+@contextmanager
+def serving(bundle, *more):
     folder, base = bundle
     port = free_port()
     env = os.environ | {"CXR_LLM_BASE": str(base), "CXR_LLM_TIMEOUT_S": "20"}
-    p = subprocess.Popen([sys.executable, "-m", "cxr_pred.cli", "llm-serve", "--port", str(port), "--bundle", str(folder)], env=env)
+    p = subprocess.Popen([sys.executable, "-m", "cxr_pred.cli", "llm-serve", "--port", str(port), "--bundle", str(folder), *more], env=env)
     url, end = f"http://127.0.0.1:{port}", time.monotonic() + 120
     try:
         while True:
@@ -52,6 +53,11 @@ def llm(bundle):
     finally:
         p.terminate()
         p.wait(20)
+
+
+@pytest.fixture(scope="module")
+def llm(bundle):
+    with serving(bundle) as url: yield url
 
 
 @pytest.fixture
@@ -68,6 +74,12 @@ def test_service_answers_with_an_explanation_that_passed_the_check(llm, answered
     assert (r.json()["source"], r.json()["fallback_reason"]) == ("llm", ""), "a random model too says only what may be said"
     metrics = httpx.get(f"{llm}/metrics").text
     assert 'cxr_llm_explanations_total{reason="",source="llm"} 1.0' in metrics
+
+
+def test_a_base_in_four_bits_is_served_like_any_other(bundle, answered):
+    with serving(bundle, "--engine", "nf4") as url:
+        said = httpx.post(f"{url}/v1/explain", json=answered, timeout=60).json()
+        assert (said["source"], said["verified"]) == ("llm", True) and 'cxr_llm_engine{engine="nf4"} 1.0' in httpx.get(f"{url}/metrics").text
 
 
 @pytest.mark.parametrize("bad", [{}, {"status": "ok", "reason_code": "ok"}, {"status": "ok", "reason_code": "ok", "finding": None, "name": "A. Patient"}])

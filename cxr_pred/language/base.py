@@ -195,7 +195,7 @@ def load_state(folder: Path) -> dict:
 
 def load_base(
     folder: Path,
-    dtype: str = "float32",  # what it computes in: float32 or bfloat16
+    dtype: str | None = "float32",  # what it computes in: float32 or bfloat16; None: as the file has it
 ):
     "The checkpoint as litgpt.GPT in evaluation mode, head tied to the embedding if the file ties them."
     import torch
@@ -203,7 +203,7 @@ def load_base(
     with torch.device("meta"): model = GPT(config_of(folder))
     sd = load_state(folder)
     tied = sd["lm_head.weight"] is sd["transformer.wte.weight"]
-    model.load_state_dict({k: v.to(getattr(torch, dtype)) for k, v in sd.items()}, strict=True, assign=True)
+    model.load_state_dict({k: v.to(getattr(torch, dtype)) for k, v in sd.items()} if dtype else sd, strict=True, assign=True)
     if tied: model.lm_head.weight = model.transformer.wte.weight
     model.cos, model.sin = model.rope_cache(device=torch.device("cpu"))
     return model.eval()

@@ -205,7 +205,7 @@ class Scribe(ABC):
 
 
 class Writer(Scribe):
-    "A tuned language model that answers prompts, run by LitGPT."
+    "A tuned language model that answers prompts, run by LitGPT. Raises `SetupError`: adapter_mismatch."
     engine = "litgpt"
 
     def __init__(self,
@@ -213,17 +213,18 @@ class Writer(Scribe):
         adapter: Path | None = None,  # folder of adapter.safetensors; None: the base as it is
         dtype: str = "float32",
         context: int = 1024,          # tokens of prompt and answer
+        four_bits: bool = False,      # the base in NF4 and the adapter beside it, for large models; else merged, in `dtype`
     ):
         import torch
         from litgpt import Tokenizer
 
-        from cxr_pred.language.qlora import merge_adapter
+        from cxr_pred.language.qlora import merge_adapter, nf4_with_adapter
         self.base, self.config, self.tokenizer = Path(base), config_of(base), Tokenizer(base)
-        model = load_base(base, dtype)
-        if adapter is not None: merge_adapter(model, adapter)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        if four_bits: self.engine, model = "nf4", nf4_with_adapter(base, adapter, device)
+        else: model = load_base(base, dtype) if adapter is None else merge_adapter(load_base(base, dtype), adapter)
         self.context = model.max_seq_length = min(context, self.config.block_size)
         self.head, model.lm_head = model.lm_head, torch.nn.Identity()
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         self.trunk, self.head = model.to(device), self.head.to(device)
         self.form = Form(self.tokenizer, self.config.padded_vocab_size)
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['quiet_bitsandbytes', 'linears', 'unpacked', 'nf4', 'with_lora', 'save_adapter', 'encode_pair', 'padded', 'batches',
            'rows_of', 'packed', 'states', 'answer_loss', 'warm_cosine', 'packed_batches', 'Kept', 'best_dtype', 'fit',
-           'training_key', 'train_adapter', 'merge_adapter']
+           'training_key', 'train_adapter', 'merge_adapter', 'nf4_with_adapter']
 
 # %% ../../nbs/language/qlora.ipynb #c002
 import hashlib, inspect, json, logging, math, os, random, warnings
@@ -389,3 +389,25 @@ def merge_adapter(
         w = layers[name].weight
         w.data = (w.data.float() + config["lora_alpha"] / config["r"] * (b.float() @ a.float())).to(w.dtype)
     return model
+
+
+def nf4_with_adapter(
+    base: Path,                   # LitGPT checkpoint
+    adapter: Path | None = None,  # adapter.safetensors, adapter_config.json; None: the base alone
+    device: str = "cpu",
+) -> nn.Module:
+    "The litgpt.GPT on the device with its linear layers in four bits and the adapter beside them, as both were in training. Raises `SetupError` where they don't fit together."
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    dtype = best_dtype(device)
+    model = nf4(load_base(base, None), dtype, device)
+    for p in model.parameters():
+        if p.is_floating_point(): p.data = p.data.to(dtype)   # embedding, norms, output head
+    if adapter is None: return model
+    config, weights = read_json(Path(adapter) / "adapter_config.json"), load_file(Path(adapter) / "adapter.safetensors")
+    whose = config.get("base_model_name_or_path") or ""
+    tuned = with_lora(model, whose, config["r"], config["lora_alpha"])
+    wanted = get_peft_model_state_dict(tuned, save_embedding_layers=False)
+    odd = [k for k in sorted({*wanted, *weights}) if k not in wanted or k not in weights or wanted[k].shape != weights[k].shape]
+    if odd: raise SetupError("adapter_mismatch", f"The adapter in {adapter} was not trained on this base: {odd[0].removeprefix('base_model.model.')}.", f"It was trained on {whose}.")
+    set_peft_model_state_dict(tuned, weights)
+    return tuned.base_model.model.requires_grad_(False).eval()
