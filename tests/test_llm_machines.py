@@ -1,0 +1,67 @@
+"QLoRA cut up over two processes: each holds half of the base, and what a killed training has kept is gone on from."
+import json, os, signal, subprocess, sys, time
+
+import psutil
+import pytest
+
+from cxr_pred.core import root
+
+HOW = dict(rank=2, alpha=4, steps=30, micro_batch=1, accumulate=2, lr=1e-2, max_tokens=1024, keep_every=2)
+HELD = """
+import sys, torch
+from pathlib import Path
+from cxr_pred.language.base import load_base
+from cxr_pred.language.machines import Team
+from cxr_pred.language.qlora import Lesson, nf4, with_lora
+model = with_lora(nf4(load_base(Path(sys.argv[1])), torch.float32), "toy", 2, 4)
+trunk = model.base_model.model
+lesson, team = Lesson(trunk, trunk.lm_head), Team("fsdp")
+trunk.lm_head = torch.nn.Identity()
+nbytes = lambda: sum((p.to_local() if hasattr(p, "to_local") else p).nbytes for p in lesson.parameters())
+before = nbytes(); team.spread(lesson)
+assert abs(nbytes() / before - 0.5) < 0.02, (before, nbytes())
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    from cxr_pred.language.base import toy_base
+    from cxr_pred.language.facts import load_facts
+    from cxr_pred.language.sft import grammar_pairs
+    pairs = grammar_pairs(12, load_facts(root() / "nbs/language/facts.yaml"), seed=1)
+    return toy_base(tmp_path_factory.mktemp("toy") / "base", [p["answer"] for p in pairs]), pairs
+
+
+def torchrun(*what, out=None) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *map(str, what)], cwd=root(), start_new_session=True, stdout=out,
+                            env=os.environ | {"PYTHONPATH": str(root()), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TQDM_DISABLE": "1"})
+
+
+def test_each_process_holds_half_of_the_base(toy, tmp_path):
+    (tmp_path / "held.py").write_text(HELD)
+    assert torchrun(tmp_path / "held.py", toy[0]).wait(180) == 0
+
+
+def test_a_killed_training_goes_on_where_it_was(toy, tmp_path):
+    base, pairs = toy
+    def job(name):
+        (folder := tmp_path / name).mkdir()
+        (folder / "job.json").write_text(json.dumps({"base": str(base), "pairs": pairs, "held_out": [], "adapter": str(folder / "out"), "keep": str(folder / "kept.safetensors"), "how": HOW}))
+        return folder
+    def done(folder): return folder / "out" / "adapter.safetensors"
+    def updates(folder): return len((folder / "steps.jsonl").read_text().splitlines()) if (folder / "steps.jsonl").is_file() else 0
+    straight, broken = job("straight"), job("broken")
+    assert torchrun("-m", "cxr_pred.language.machines", straight, "fsdp").wait(300) == 0 and not (straight / "kept.safetensors").exists()
+    p, end = torchrun("-m", "cxr_pred.language.machines", broken, "fsdp"), time.monotonic() + 300
+    while updates(broken) < 6: assert p.poll() is None and time.monotonic() < end; time.sleep(0.01)
+    below = psutil.Process(p.pid).children(recursive=True)
+    os.killpg(p.pid, signal.SIGKILL); p.wait()
+    for c in below:
+        if c.is_running(): c.kill()
+    psutil.wait_procs(below, 20)
+    assert (broken / "kept.safetensors").is_file() and not done(broken).exists() and 0 < updates(broken) < 30
+    with open(tmp_path / "said", "w") as said: assert torchrun("-m", "cxr_pred.language.machines", broken, "fsdp", out=said).wait(300) == 0
+    assert "Going on after update" in (tmp_path / "said").read_text()
+    assert done(broken).read_bytes() == done(straight).read_bytes() and not (broken / "kept.safetensors").exists()
+    assert json.loads((broken / "curve.json").read_text()) == json.loads((straight / "curve.json").read_text())
