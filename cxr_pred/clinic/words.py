@@ -51,6 +51,7 @@ ENGLISH = {
     },
     "confidence": "How sure it is",
     "confidence_line": "{word}: {percent} %",
+    "confidence_line_limb": "{word}, if a bone is broken: {percent} %",
     "set_one": "It keeps only this answer. It is set to keep the true one in about {coverage} of 100 films.",
     "set_many": "It does not rule out: {names}. It is set to keep the true one in about {coverage} of 100 films.",
     "considered": "For the doctor: what it considered",
@@ -220,5 +221,5 @@ def percent(
 
 
 def confidence_line(finding: Finding) -> str:
-    "How sure it is, in a word and a number, e.g. likely: 82 %."
-    return STRINGS["confidence_line"].format(word=confidence_word(finding.probability).capitalize(), percent=percent(finding.probability))
+    "How sure it is, in a word and a number, e.g. likely: 82 %; of a limb with the condition that a bone is broken, since an unbroken one is none of the ten answers."
+    return STRINGS["confidence_line_limb" if finding.label.startswith("FRACTURE") else "confidence_line"].format(word=confidence_word(finding.probability).capitalize(), percent=percent(finding.probability))
