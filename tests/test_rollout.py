@@ -255,7 +255,7 @@ def test_real_readers_are_exchanged_under_traffic_and_a_slow_one_goes_back(real)
         eventually(lambda: stage() == "canary", 300, 0.2)
         eventually(lambda: stage() == "settled", 400, 0.2)
         line, n = memory.read().decisions[-1], len(traffic.answers)
-        assert (line["what"], line["version"]) == ("rollback", "toy-slow") and line["rule"] in ("latency", "worse_times", "down"), line
+        assert (line["what"], line["version"]) == ("rollback", "toy-slow") and line["rule"] in ("latency", "worse_times", "hangs", "down"), line
         eventually(lambda: len(traffic.answers) > n + 20, 120)
     finally: answers = traffic.stop()
     assert len(answers) > 100 and [a for a in answers if a[2] != 200] == [], "two versions came and went, and no film was lost"

@@ -170,12 +170,17 @@ class Physicians:
     answers: float = 0.3   # share of the films that were read
     error: float = 0.05
 
-    def answer(self, upload: Upload, seed: int = 0) -> tuple[str, str] | None:
-        "Who answers and the label, or None; the same for the same film and seed."
+    def answer(self,
+        upload: Upload,
+        model: str | None,  # what the reader answered; None where it could not tell
+        seed: int = 0,
+    ) -> list[tuple[str, str]]:
+        "Who answers and the label, in their order, or nobody; the same for the same film, answer and seed."
+        from cxr_pred.ops.feedback import simulated_answers
         g = np.random.default_rng([seed, 7, upload.number])
-        if not self.n or g.random() >= self.answers: return None
-        label = str(g.choice([l for l in LABELS if l != upload.label])) if g.random() < self.error else upload.label
-        return f"simulated-{g.integers(self.n) + 1}", label
+        if not self.n or g.random() >= self.answers: return []
+        first, said = int(g.integers(self.n)), simulated_answers(upload.label, model, g, self.error)[:self.n]
+        return [(f"simulated-{(first + k) % self.n + 1}", a.confirmed_label) for k, a in enumerate(said)]
 
 # %% ../../nbs/ops/simulate.ipynb #c017
 class Books:
@@ -262,9 +267,10 @@ async def run(
                 books.write("sent", u.number, **{k: v for k, v in asdict(u).items() if k != "number"}, bytes=len(data), late=round(time.monotonic() - start - u.at, 3))
                 said = await send(client, u, data, attempts, key=f"{stretch}-{u.number}")
             books.write("answered", u.number, **said)
-            if said.get("read") and not u.wrong and (answer := physicians.answer(u, seed)):   # what the reader left open is answered too
-                status = await asked_again(lambda: client.post("/v1/feedback", json={"study_id": said["study_id"], "physician": answer[0], "confirmed_label": answer[1]}, headers={"Authorization": f"Bearer {key}", "Idempotency-Key": f"simulated-{seed}-{u.number}-{said['study_id']}"}))
-                books.write("feedback", u.number, status=status, label=answer[1], agrees=answer[1] == said["answered"], open=said["answered"] is None)
+            if not said.get("read") or u.wrong: return
+            for k, (who, label) in enumerate(physicians.answer(u, said["answered"], seed)):   # what the reader left open is answered too
+                status = await asked_again(lambda: client.post("/v1/feedback", json={"study_id": said["study_id"], "physician": who, "confirmed_label": label}, headers={"Authorization": f"Bearer {key}", "Idempotency-Key": f"simulated-{seed}-{u.number}-{said['study_id']}-{k}"}))
+                books.write("feedback", u.number, status=status, label=label, agrees=label == said["answered"], open=said["answered"] is None, again=k > 0)
 
         await asyncio.gather(*(one(u) for u in uploads))
         for line in [l for l in read_books(books.path) if l.get("study_id")]:   # the service's books
@@ -290,11 +296,12 @@ def report_of(lines: list[dict]) -> dict:
     order = [n for n in sorted(reached) if reached[n].get("answered") and not sent[n]["wrong"]]
     accuracy = [{"films": len(part), "right": float(np.mean([reached[n]["answered"] == sent[n]["label"] for n in part]))} for part in np.array_split(order, 5) if len(part)]
     said = [l for l in lines if l["what"] == "feedback"]
+    first = [l for l in said if not l.get("again")]   # of each film
     return {"sent": len(sent), "answered": dict(Counter("refused" if a["status"] != 200 else "ok" if a["answered"] else a["code"] for a in reached.values())),
             "lost": {"without_answer": len(sent) - len(reached), "not_in_record": sum(found.get(n) != 200 for n in kept), "physicians_answers": sum(l["status"] != 201 for l in said)}, "retried": sum(a["attempts"] > 1 for a in back.values()),
             "refused": dict(Counter(f"{a['status']} {a['code']}" for a in reached.values() if a["status"] != 200)), "unexpected": dict(unexpected),
             "latency": {f"p{q}_s": round(float(np.percentile(took, q)), 3) for q in (50, 95, 99)} if len(took) else {}, "accuracy": accuracy,
-            "feedback": {"sent": len(said), "kept": sum(l["status"] == 201 for l in said), "agree": sum(l["agrees"] for l in said), "of_open": sum(l.get("open", False) for l in said)},
+            "feedback": {"sent": len(said), "kept": sum(l["status"] == 201 for l in said), "agree": sum(l["agrees"] for l in first), "of_open": sum(l.get("open", False) for l in first), "again": len(said) - len(first)},
             "watched": next(({k: v for k, v in l.items() if k not in ("what", "number")} for l in lines if l["what"] == "watched"), None), "alerts": [{k: v for k, v in l.items() if k != "what"} for l in lines if l["what"] == "alert"]}
 
 
@@ -306,7 +313,7 @@ def told(report: dict) -> str:
     if report["unexpected"]: lines.append(f"UNEXPECTED: {', '.join(f'{n} x {k}' for k, n in sorted(report['unexpected'].items()))}.")
     if report["latency"]: lines.append("Latency of the sender: " + ", ".join(f"{k[:-2].upper()} {v:.2f} s" for k, v in report["latency"].items()) + ".")
     if report["accuracy"]: lines.append("Right, by fifths of the stretch: " + ", ".join(f"{a['right']:.0%} of {a['films']}" for a in report["accuracy"]) + ".")
-    if report["feedback"]["sent"]: lines.append(f"Physicians: {report['feedback']['sent']} answers, {report['feedback']['kept']} kept, {report['feedback']['agree']} agree, {report['feedback']['of_open']} of films left open.")
+    if report["feedback"]["sent"]: lines.append(f"Physicians: {report['feedback']['sent']} answers, {report['feedback']['kept']} kept, {report['feedback']['agree']} agree, {report['feedback']['of_open']} of films left open, {report['feedback']['again']} second or third ones.")
     watched = report["watched"] or {"reference": None, "why": "nobody looked"}
     if watched["reference"] is None: lines.append(f"Not watched: {watched['why']}.")
     else: lines.append(f"Watched: {watched['films']} films and {watched['answers']} physicians' answers, against {watched['reference']}.")
@@ -364,7 +371,7 @@ def alerts_of(
             if len(order) >= KNOWN and len(order) % step == 0:
                 table = compare(known.take([k for _, k in order[-WINDOW:]]), reference)
                 for m in table[table.drifted].itertuples(): alert(m.measure, f"differs by {m.effect:.2f} in the newest {min(WINDOW, len(order))}, chance explains up to {m.limit:.2f}")
-        if l["what"] == "feedback" and l["status"] == 201 and not l["open"]:
+        if l["what"] == "feedback" and l["status"] == 201 and not l["open"] and not l.get("again"):
             told.append({"truth": l["label"], "right": l["agrees"]})
             if len(told) >= LEAST and (o := outcome(pd.DataFrame(told[-ANSWERS:]), reference["right"]))["drifted"]: alert("outcome", f"right on {o['newest']['value']:.0%} of the {o['newest']['n']} newest answered films, {o['fewest_right']} are the fewest that chance explains")
     return out
@@ -382,7 +389,7 @@ def watch_books(
     ids = {l["study_id"] for l in lines if l["what"] == "answered" and l.get("study_id")}
     rows = [r for r in newest_studies(store, most=len(lines)) if r.id in ids]
     films, how = store_films(rows, store)
-    books.write("watched", len(lines), reference=whose, films=len(rows), answers=sum(l["what"] == "feedback" and l["status"] == 201 and not l["open"] for l in lines), known_by=how)
+    books.write("watched", len(lines), reference=whose, films=len(rows), answers=sum(l["what"] == "feedback" and l["status"] == 201 and not l["open"] and not l.get("again") for l in lines), known_by=how)
     for a in alerts_of(lines, {r.id: k for k, r in enumerate(rows)}, films, reference): books.write("alert", **a)
 
 # %% ../../nbs/ops/simulate.ipynb #c027
