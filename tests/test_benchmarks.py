@@ -10,7 +10,7 @@ import pytest
 from cxr_pred.core import root
 
 ROOT = root()
-MINUTES = {"gpu_training", "qlora_gpu", "qlora_cpu", "serving", "kills", "month"}   # at toy size on two cores they show that they run, and take minutes for it
+MINUTES = {"gpu_training", "qlora_gpu", "qlora_cpu", "serving", "kills", "month", "large_base"}   # at toy size on two cores they show that they run, and take minutes for it
 BENCHMARKS = sorted((ROOT / "nbs" / "benchmarks").glob("*.ipynb"))
 
 
