@@ -1,4 +1,4 @@
-"QLoRA cut up over two processes: each holds half of the base, and what a killed training has kept is gone on from. The notebook compares the curves; these start six times two processes (`make test-all`)."
+"QLoRA cut up over two processes: each holds half of the base, and what a killed training has kept is gone on from. The notebook compares the curves; these start two processes five times (`make test-all`)."
 import json, os, signal, subprocess, sys, time
 
 import psutil

@@ -127,4 +127,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 # %% ../../nbs/language/machines.ipynb #c008
 #| eval: false
-if __name__ == "__main__": sys.exit(main())
+if __name__ == "__main__" and "LOCAL_RANK" in os.environ: sys.exit(main())   # by torchrun
