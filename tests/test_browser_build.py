@@ -13,14 +13,14 @@ from test_browser import CHROMIUM, browser, fits  # noqa: F401
 
 from cxr_pred.clinic.browser import browser_page
 from cxr_pred.clinic.words import STRINGS
-from cxr_pred.core import DISCLAIMER, CxrError, SetupError, root
+from cxr_pred.core import DISCLAIMER, CxrError, SetupError, read_json, root
 from cxr_pred.data.images import decode
 from cxr_pred.data.labels import CHEST, LABELS
 from cxr_pred.data.sample import plan_films, render
 from cxr_pred.language.facts import load_facts
 from cxr_pred.language.case import Case
 from cxr_pred.language.findings import template_explanation
-from cxr_pred.vision.classify import Classifier, decide
+from cxr_pred.vision.classify import Classifier, calibrated, decide, prediction_set, set_limit
 from cxr_pred.vision.finding import Finding, confidence_word, is_spread, zones
 from cxr_pred.vision.toy import toy_bundle, toy_patterns
 
@@ -183,6 +183,27 @@ def test_the_rules_for_the_same_numbers(browser, tmp_path):
 
 
 @here
+def test_chest_and_limb_calibrated_apart(browser, tmp_path):
+    "Probabilities, set, status and reason of the same logits, where each part of the body has its own numbers and where one calibration serves all."
+    logits = np.random.default_rng(1).normal(0, 2.5, (300, 10)).astype(np.float32)
+    logits[np.arange(300) % 3 > 0] += np.where(np.arange(10) < 4, 4, -4) * np.random.default_rng(2).choice([-1, 1], 200)[:, None]
+    browser_page(toy_bundle(tmp_path / "bundle", FACTS), tmp_path / "page")
+    pooled = read_json(tmp_path / "bundle/calibration.json")
+    apart = pooled | {"parts": {"chest": {"temperature": 0.9, "qhat": 0.3, "n": 1600}, "limb": {"temperature": 2.1, "qhat": 0.95, "n": 250}}}
+    with served(tmp_path / "page") as url:
+        page = browser.new_page()
+        page.goto(url)
+        said = page.evaluate("""async ([logits, calibrations]) => { const { ownNumbers, softmax, predictionSet, decide } = await import('./reader.js'), { labels, chest } = await (await fetch('page.json')).json();
+            return calibrations.map(c => logits.map(z => { const { temperature, qhat } = ownNumbers(z, c, labels, chest), p = softmax(z, temperature); return [p, predictionSet(p, qhat, labels), ...decide(p, 0.1, c, labels, chest)]; })); }""", [logits.tolist(), [pooled, apart]])
+        page.close()
+    for c, rows in zip((pooled, apart), said):
+        for z, (p, names, *answer) in zip(logits, rows):
+            ours = calibrated(z, c)
+            assert np.allclose(ours, p, rtol=0, atol=1e-12) and names == prediction_set(ours, set_limit(ours, c)) and tuple(answer) == decide(ours, 0.1, c)
+    assert [r[1] for r in said[0]] != [r[1] for r in said[1]] and len({r[3] for r in said[1]}) == 3
+
+
+@here
 def test_the_words_for_the_same_findings(browser, tmp_path):
     "Explanations of findings with one, two and three answers, places and severities, among them both kinds of pneumonia in either order."
     facts, sets = load_facts(FACTS), [["COVID19", "PNEUMONIA"], ["PNEUMONIA", "COVID19"], ["TUBERCULOSIS", "PNEUMONIA", "COVID19"], ["TUBERCULOSIS", "COVID19", "PNEUMONIA"], ["TUBERCULOSIS", "PNEUMONIA"], ["FRACTURE_WRIST", "FRACTURE_FINGERS", "FRACTURE_ELBOW"], ["NORMAL"]]
@@ -207,7 +228,7 @@ def test_the_words_for_the_same_findings(browser, tmp_path):
 def on_the_border(r, calibration, apart, distance):
     "Whether so small a difference, in probability and in distance, can make another answer of a server's result."
     p = sorted(r.finding.probabilities.values(), reverse=True) if r.finding else []
-    edges = [abs(q - edge) for q in p for edge in (calibration["abstain"]["min_probability"], 1 - calibration["conformal"]["qhat"])]
+    edges = [abs(q - edge) for q in p for edge in (calibration["abstain"]["min_probability"], 1 - float(set_limit(list(r.finding.probabilities.values()), calibration)))]
     return any(e <= apart for e in edges) or (p and p[0] - p[1] <= 2 * apart) or any(abs(r.ood - calibration["ood"][k]) <= distance for k in ("threshold", "reject"))
 
 

@@ -9,10 +9,10 @@ from PIL import Image, ImageDraw
 
 from cxr_pred.core import SetupError, load_params, root
 from cxr_pred.data.images import Film, read_film
-from cxr_pred.data.labels import LABELS
+from cxr_pred.data.labels import CHEST, LABELS
 from cxr_pred.vision.calibrate import conformal_quantile, sets
 from cxr_pred.vision.classify import Classifier, decide, find_bundle, heat_overlay, softmax
-from cxr_pred.vision.toy import toy_bundle
+from cxr_pred.vision.toy import toy_bundle, toy_patterns
 
 CAL = {"temperature": 1, "conformal": {"coverage": 0.95, "qhat": 0.7}, "ood": {"threshold": 1.0, "reject": 2.0}, "abstain": {"min_probability": 0.5, "max_set": 3}}
 
@@ -73,6 +73,23 @@ def test_any_shape_is_answered(toy, shape):
     assert r.status in ("ok", "abstained", "rejected")
     if r.finding:
         assert heat_overlay(film(1, shape).pixels, r.heat).mode == "RGB" and abs(sum(r.finding.probabilities.values()) - 1) < 1e-6
+
+
+def test_limbs_by_their_own_numbers(tmp_path):
+    "A bundle that sets the parts apart: a limb's film gets the limb's temperature and set, a chest's the chest's; one that does not answers as before."
+    plain = Classifier(toy_bundle(tmp_path / "a"))
+    cal = plain.calibration | {"parts": {"chest": {"temperature": 1.0, "qhat": 0.7, "n": 900}, "limb": {"temperature": 4.0, "qhat": 0.999, "n": 300}}}
+    apart = Classifier(remade(toy_bundle(tmp_path / "b"), calibration__json=json.dumps(cal).encode()))
+    seen = {"chest": 0, "limb": 0}
+    for pattern in np.round(255 * toy_patterns()).astype(np.uint8):
+        one, other = (c.classify(Film(np.kron(pattern, np.ones((14, 14), np.uint8)))) for c in (plain, apart))
+        if not one.finding: continue
+        part = "chest" if one.finding.label in CHEST else "limb"
+        seen[part] += 1
+        assert one.finding.label == other.finding.label
+        if part == "chest": assert (one.status, one.finding) == (other.status, other.finding.model_copy(update={"model_version": one.finding.model_version}))
+        else: assert other.finding.probability < one.finding.probability and len(other.finding.prediction_set) > len(one.finding.prediction_set)
+    assert min(seen.values()) > 2, seen
 
 
 def test_the_same_film_the_same_answer(toy):

@@ -13,7 +13,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from ..data.labels import LABELS
-from ..vision.classify import Classifier, decide, prediction_set
+from ..vision.classify import Classifier, decide, prediction_set, set_limit
 
 # %% ../../nbs/evaluate/outputs.ipynb #c005
 def engine_outputs(
@@ -50,7 +50,7 @@ def predictions(
     table = films[["image_id", "source", "group_id", "label"]].reset_index(drop=True)
     return table.assign(status=[s for s, _ in said], reason_code=[r for _, r in said], predicted=[LABELS[i] for i in probs.argmax(1)], probability=probs.max(1).round(6),
                         **{f"p_{l}": probs[:, i].round(6) for i, l in enumerate(LABELS)},
-                        prediction_set=[prediction_set(p, cal["conformal"]["qhat"]) for p in probs], ood=out["ood"].astype(float).round(6))
+                        prediction_set=[prediction_set(p, q) for p, q in zip(probs, set_limit(probs, cal))], ood=out["ood"].astype(float).round(6))
 
 
 # %% ../../nbs/evaluate/outputs.ipynb #q34aac32
