@@ -216,13 +216,13 @@ def log_as(ecs: bool, service: str) -> None:
 
 @cli.command()
 def serve(host: str = HOST, port: int = PORT, ui: bool = typer.Option(True, "--ui/--no-ui", help="with the page at /"), dicom_port: int = typer.Option(None, help="listen for DICOM (C-STORE, C-ECHO) too; 0: any that is free; CXR_DICOM_* say the rest"), ecs: bool = ECS,
-          model: str = typer.Option("", help="small (accurate), edge (quick), or both: the quick one first, the accurate one where that is not sure; as the bundle was calibrated if not given")):
+          model: str = typer.Option("", help="small (accurate), edge (quick), or both: the quick one first, the accurate one where that is not sure; as the bundle was calibrated if not given"), workers: int = typer.Option(0, min=0, help="films read at once, each with a decoding process; 0: CXR_WORKERS, else as many as cores")):
     "Serve REST and the page; explanations come from CXR_LLM_URL, or from reviewed sentences."
     with plainly():
         log_as(ecs, "cxr-reader")
         if dicom_port is not None: os.environ["CXR_DICOM_PORT"] = str(dicom_port)
         from cxr_pred.clinic.api import serve
-        serve(host, port, ui, model=model)
+        serve(host, port, ui, model=model, workers=workers)
 
 
 def end_with_parent() -> None:

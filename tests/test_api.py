@@ -11,6 +11,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from cxr_pred.clinic.api import create_app
+from cxr_pred.clinic.auth import clinic_settings
 from cxr_pred.core import reload_settings, root
 from cxr_pred.data.guarded import Guard, Limits
 from cxr_pred.store import Store, new_id
@@ -215,6 +216,48 @@ def test_the_service_answers_while_a_film_is_read(client, classifier, monkeypatc
         assert client.get("/healthz").status_code == 200 and not film.done()
         go.set()
         assert film.result().status_code == 200
+
+
+def test_who_comes_to_a_full_line_is_told_at_once(classifier, store, guard, monkeypatch):
+    "One film is read and one waits; the next is told to come again before its body is read, and the two are answered."
+    monkeypatch.setenv("CXR_FILMS_WAITING", "1"); clinic_settings.cache_clear()
+    held, go, real = threading.Event(), threading.Event(), type(classifier).classify
+    try:
+        with TestClient(create_app(classifier, store, ui=False, guard=guard, workers=1), raise_server_exceptions=False) as c, concurrent.futures.ThreadPoolExecutor(2) as pool:
+            wait_ready(c)
+            def slow(self, film): held.set(); assert go.wait(20); return real(self, film)
+            monkeypatch.setattr(type(classifier), "classify", slow)
+            films = [pool.submit(send, c, encoded(pattern(n))) for n in range(2)]
+            lanes = c.app.state.lanes
+            while lanes.inside < 2: time.sleep(0.01)
+            assert held.wait(10) and (lanes.working, lanes.waiting) == (1, 1)
+            full = c.post("/v1/predict", content=b"no form at all", headers={"content-type": "multipart/form-data; boundary=x"})   # 400 for who reads it
+            stow = c.post("/dicomweb/studies", content=b"", headers={"content-type": 'multipart/related; type="application/dicom"; boundary=x'})
+            for r in (full, stow): assert problem_of(r, 503)["code"] == "busy" and int(r.headers["retry-after"]) > 0
+            assert c.get("/healthz").status_code == 200 and c.get("/readyz").status_code == 200
+            go.set()
+            assert [f.result().status_code for f in films] == [200, 200] and lanes.inside == 0
+            assert send(c, encoded(pattern(3))).status_code == 200
+            assert 'cxr_failures_total{code="busy"} 2.0' in c.get("/metrics").text
+    finally: monkeypatch.undo(); clinic_settings.cache_clear()
+
+
+def test_a_damaged_film_gives_its_place_back(classifier, store, guard, monkeypatch):
+    monkeypatch.setenv("CXR_FILMS_WAITING", "0"); clinic_settings.cache_clear()
+    try:
+        with TestClient(create_app(classifier, store, ui=False, guard=guard, workers=1), raise_server_exceptions=False) as c:
+            wait_ready(c)
+            for data, status in ((b"no film", 415), (encoded(pattern())[:900], 422), (encoded(pattern()), 200)) * 2: assert send(c, data).status_code == status
+            assert c.app.state.lanes.inside == 0
+    finally: monkeypatch.undo(); clinic_settings.cache_clear()
+
+
+@pytest.mark.parametrize("said, given, lanes", [("3", 0, 3), ("3", 1, 1), ("", 0, os.cpu_count())], ids=["environment", "option", "cores"])
+def test_as_many_decoders_as_lanes(classifier, store, monkeypatch, said, given, lanes):
+    monkeypatch.setenv("CXR_WORKERS", said or "0"); clinic_settings.cache_clear()
+    try: app = create_app(classifier, store, ui=False, workers=given)
+    finally: monkeypatch.undo(); clinic_settings.cache_clear()
+    assert app.state.lanes.at_once == app.state.room.guard.workers == lanes
 
 
 def test_explain_false(client):
@@ -443,6 +486,7 @@ import sys, threading, time, socket
 from pathlib import Path
 import httpx, uvicorn
 from cxr_pred.clinic.api import create_app
+from cxr_pred.clinic.auth import clinic_settings
 from cxr_pred.store import Store
 from cxr_pred.vision.classify import Classifier
 bundle, state, film = map(Path, sys.argv[1:])

@@ -27,10 +27,10 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartParser
 
 from .. import __version__
-from .auth import check_address
+from .auth import check_address, clinic_settings
 from .custody import keep_swept
 from .dicomweb import add_dicomweb
-from .door import AskingRoute, Door, IdempotencyKey, PhysicianRoute, add_login, add_worklist, bearer, sender_of
+from .door import Door, FilmRoute, IdempotencyKey, Lanes, PhysicianRoute, add_login, add_worklist, bearer, sender_of
 from .logs import RequestLines
 from .oidc import add_oidc
 from .reading import Answer, ReadingRoom
@@ -184,11 +184,9 @@ CAN_FAIL = {s: {"description": d, "content": {"application/problem+json": {"sche
 def fails(*statuses: int) -> dict: return {s: CAN_FAIL[s] for s in (*statuses, *((400,) if 422 in statuses else ()))}   # what can be wrong can be unreadable too
 
 
-def add_reading(app: FastAPI, room: ReadingRoom, lanes: anyio.CapacityLimiter) -> None:
+def add_reading(app: FastAPI, room: ReadingRoom, lanes: Lanes) -> None:
     "Add the addresses that read films and give back what was read."
-    in_lane = lambda f, *a: anyio.to_thread.run_sync(f, *a, limiter=lanes)
-
-    senders = APIRouter(route_class=AskingRoute, tags=["films"])
+    senders = APIRouter(route_class=FilmRoute, tags=["films"])
 
     @senders.post("/v1/predict", response_model=Report, responses=fails(401, 403, 413, 415, 422, 429, 503), summary="Read one film")
     async def predict(request: Request, response: Response, file: Annotated[UploadFile, File(description="PNG, JPEG, TIFF or DICOM")],
@@ -198,7 +196,7 @@ def add_reading(app: FastAPI, room: ReadingRoom, lanes: anyio.CapacityLimiter) -
                       explain: bool = True, idempotency_key: IdempotencyKey = None):
         "The finding at once. The explanation comes with it, or is `pending` where a language model writes it."
         response.headers.update(PRIVATE)
-        return await in_lane(room.predict, await file.read(), Patient(age=age, sex=sex, symptoms=symptoms).with_words(complaint), patient_ref, explain, request.state.who, idempotency_key)
+        with lanes.place(): return await lanes.read(room.predict, await file.read(), Patient(age=age, sex=sex, symptoms=symptoms).with_words(complaint), patient_ref, explain, request.state.who, idempotency_key)
     app.include_router(senders)
 
     @app.get("/v1/studies/{study_id}", response_model=Report, tags=["films"], responses=fails(404, 503), summary="The report of a film")
@@ -272,9 +270,11 @@ def create_app(
     ui: bool = True,                       # with the page at /
     llm_url: str | None = None,            # base URL of the language service; `settings().llm_url` if None
     guard: Guard | None = None,            # what decodes; the room's own if None
+    workers: int = 0,                      # films read at once; 0: `CXR_WORKERS`, else as many as cores
 ) -> FastAPI:
-    "The REST service, and the page; its `state.room` is the reading room."
-    room = ReadingRoom(classifier, store, llm_url, guard=guard)
+    "The REST service, and the page; its `state.room` is the reading room, its `state.lanes` the films that are read at once. Raises `SetupError` bad_settings."
+    lanes = Lanes(workers or clinic_settings().workers or os.cpu_count() or 2, clinic_settings().films_waiting)
+    room = ReadingRoom(classifier, store, llm_url, guard=guard, workers=lanes.at_once)
 
     async def sweep_when(opening):
         await opening
@@ -290,7 +290,7 @@ def create_app(
         room.close()
 
     app = FastAPI(title="cxr_pred", version=__version__, description="Reads a radiograph, says how sure it is and where it looked, and says when it can't tell.", lifespan=opened, docs_url=None, redoc_url=None)
-    app.state.room = room
+    app.state.room, app.state.lanes = room, lanes
     most = int(settings().max_upload_mb * 2**20)
     MultiPartParser.spool_max_size = most   # Starlette writes what is larger than 1 MB to a temporary file: a patient's name, in clear, on a disk
     app.add_middleware(BodyLimit, most=most, rejects=room.metrics.rejects)
@@ -300,9 +300,9 @@ def create_app(
     add_login(app, room, fails)
     add_oidc(app, fails)
     add_worklist(app, room, fails)
-    add_reading(app, room, anyio.CapacityLimiter(os.cpu_count() or 2))
+    add_reading(app, room, lanes)
     add_operations(app, room)
-    add_dicomweb(app, room, [Depends(sender_of)])
+    add_dicomweb(app, room, lanes, [Depends(sender_of)])
     if ui:
         from cxr_pred.clinic.app import mount
         mount(app, room)
@@ -324,6 +324,7 @@ def serve(
     ui: bool = True,             # with the page at /
     llm_url: str | None = None,  # base URL of the language service; `settings().llm_url` if None
     model: str = "",             # small, the bundle's accurate network, edge, its quick one, or both; empty: what the bundle was calibrated for
+    workers: int = 0,            # films read at once, each with a decoding process; 0: `CXR_WORKERS`, else as many as cores
 ) -> None:
     "Run the service until it is stopped, and print its address. Raises `SetupError`: no_bundle, no_credentials, no_such_model, cannot_listen."
     import uvicorn
@@ -331,7 +332,7 @@ def serve(
     if host not in ("127.0.0.1", "localhost", "::1"): check_address(host, Store())
     classifier = Classifier(size=model) if model else None
     sock = bound(host, port)
-    app = create_app(classifier, ui=ui, llm_url=llm_url)
+    app = create_app(classifier, ui=ui, llm_url=llm_url, workers=workers)
     if ui: tempfile.tempdir = os.environ["GRADIO_TEMP_DIR"]  # where Gradio's parser leaves an upload that broke off: it is swept there
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=5))
     print(f"X-ray reader: http://{host}:{sock.getsockname()[1]}/ (REST: /docs). Ctrl-C stops it.", flush=True)

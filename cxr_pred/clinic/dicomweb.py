@@ -7,7 +7,7 @@ __all__ = ['FAILS', 'DICOM_FILE', 'KEPT_OUT', 'Asks', 'known_origin', 'study_fhi
            'takes_json', 'add_stow', 'add_dicomweb']
 
 # %% ../../nbs/clinic/dicomweb.ipynb #c002
-import asyncio, os
+import asyncio
 from contextlib import asynccontextmanager
 from collections.abc import Sequence
 from typing import Annotated
@@ -17,7 +17,7 @@ from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from .auth import Who
-from .door import sender_of
+from .door import Lanes, sender_of
 from .fhir import Version, fhir_bundle
 from .intake import Intake, Receipt, refused
 from .origin import is_uid, origin_of
@@ -80,16 +80,16 @@ def takes_json(accept: str) -> bool:
 Asks = Annotated[Who, Depends(sender_of)]
 
 
-def add_stow(app: FastAPI, intake: Intake, rules: Sequence = ()) -> None:
-    "Add STOW-RS."
-    lanes = anyio.CapacityLimiter(os.cpu_count() or 2)
+def add_stow(app: FastAPI, intake: Intake, lanes: Lanes, rules: Sequence = ()) -> None:
+    "Add STOW-RS. A request takes one place among those that wait, whatever it holds."
 
     async def stored(request: Request, who: Who, study_uid: str = "") -> Response:
         if study_uid and not is_uid(study_uid): raise InputError("bad_uid", "The address names no Study Instance UID.", status=400)
         if not takes_json(request.headers.get("accept", "")): raise InputError("not_acceptable", "Answers are DICOM JSON.", "Send Accept: application/dicom+json.", status=406)
+        lanes.check()
         parts = dicom_parts(await request.body(), request.headers.get("content-type", ""))
-        async def one(part: bytes | InputError) -> Receipt: return refused(part) if isinstance(part, InputError) else await anyio.to_thread.run_sync(intake.take, part, "stow", study_uid, None, who, limiter=lanes)
-        status, said = stow_answer(await asyncio.gather(*map(one, parts)))
+        async def one(part: bytes | InputError) -> Receipt: return refused(part) if isinstance(part, InputError) else await lanes.read(intake.take, part, "stow", study_uid, None, who)
+        with lanes.place(): status, said = stow_answer(await asyncio.gather(*map(one, parts)))
         return JSONResponse(said, status, KEPT_OUT, "application/dicom+json")
 
     body = {"requestBody": {"required": True, "content": {'multipart/related; type="application/dicom"': {"schema": {"type": "string", "format": "binary"}}}}}
@@ -105,6 +105,7 @@ def add_stow(app: FastAPI, intake: Intake, rules: Sequence = ()) -> None:
 def add_dicomweb(
     app: FastAPI,
     room: ReadingRoom,
+    lanes: Lanes,          # films read at once, with REST's
     rules: Sequence = (),  # the service's dependencies that say who may send
 ) -> None:
     "Add FHIR, DICOM reports, STOW-RS, the queue of results and the DICOM listener. Raises `SetupError`: bad_settings, bad_peer, open_door."
@@ -129,4 +130,4 @@ def add_dicomweb(
 
     app.router.lifespan_context = beside
     add_studies(app, room)
-    add_stow(app, intake, rules)
+    add_stow(app, intake, lanes, rules)

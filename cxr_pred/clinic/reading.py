@@ -125,11 +125,12 @@ class ReadingRoom:
         again_s: float = 5,                    # pause before an explanation that could not be kept is tried again
         left_s: float = 60,                    # an explanation that is still unwritten so long after its film was another reader's, which is gone
         guard: Guard | None = None,            # what decodes; opened and closed with the room if None
+        workers: int = 2,                      # films that its own guard decodes at once
     ):
         self.classifier, self.store, self.metrics = classifier, store, Metrics()
         self.most_waiting, self.again_s, self.left_s = most_waiting, again_s, left_s
         self.llm_url, self.client, self.facts = llm_url, None, None
-        self.own_guard, self.guard = guard is None, guard or Guard()
+        self.own_guard, self.guard = guard is None, guard or Guard(workers)
         self.heard: dict[str, list[dict]] = {}  # sentences of explanations that are being written
         self.waiting, self.own = queue.SimpleQueue(), set()   # ids of studies to be explained; the store knows them too
         self.opened, self.closed, self.problem = threading.Event(), threading.Event(), None
