@@ -187,17 +187,17 @@ def predict(
 # %% ../nbs/04_cli.ipynb #c016
 @cli.command()
 def batch(
-    folder: Path = typer.Argument(help="the folder that holds the films"),
+    path: Path = typer.Argument(help="the folder that holds the films, zips among them too, or a zip"),
     out: Path = typer.Option(..., help="the table to write, Parquet"),
     bundle: Path = BUNDLE,
+    fresh: bool = typer.Option(False, "--fresh", help="begin anew; else a run that was broken off is gone on with (its rows lie in OUT.part)"),
 ):
-    "Read every film below a folder into a table, a row each; exit status 2 if any file failed."
-    from cxr_pred.clinic.batch import read_folder
-    with plainly(), writing(out): rows = read_folder(folder, out, bundle).select(["path", "status", "reason_code"]).to_pylist()
-    for r in rows:
-        if r["status"] == "error": print(f"{r['path']}: [{r['reason_code']}]", file=sys.stderr)
-    n = {s: sum(r["status"] == s for r in rows) for s in ("ok", "abstained", "rejected", "error")}
-    print(f"{len(rows)} files: {n['ok']} answered, {n['abstained']} can't tell, {n['rejected']} no films, {n['error']} unreadable. {out}")
+    "Read every film of a folder or a zip into a table, a row each; exit status 2 if any file failed."
+    from cxr_pred.clinic.batch import failures, read_batch
+    with plainly(), writing(out): n, taken = read_batch(path, out, bundle, fresh=fresh)
+    for film, code in failures(out): print(f"{film}: [{code}]", file=sys.stderr)
+    before = f" {taken} rows were taken over from the run before." if taken else ""
+    print(f"{n.total()} files: {n['ok']} answered, {n['abstained']} can't tell, {n['rejected']} no films, {n['error']} unreadable.{before} {out}")
     if n["error"]: raise typer.Exit(2)
 
 # %% ../nbs/04_cli.ipynb #c019

@@ -472,7 +472,7 @@ def test_the_decoders_end_with_the_service(classifier, store):
 
 def test_openapi_names_every_address(client):
     paths = client.get("/openapi.json").json()["paths"]
-    assert set(paths) == {"/v1/predict", "/v1/studies/{study_id}", "/v1/studies/{study_id}/explanation", "/v1/studies/{study_id}/heatmap.png", "/v1/studies/{study_id}/report.html", "/v1/feedback", "/healthz", "/readyz", "/metrics",
+    assert set(paths) == {"/v1/predict", "/v1/batch", "/v1/studies/{study_id}", "/v1/studies/{study_id}/explanation", "/v1/studies/{study_id}/heatmap.png", "/v1/studies/{study_id}/report.html", "/v1/feedback", "/healthz", "/readyz", "/metrics",
                           "/v1/studies/{study_id}/consultation.pdf", "/v1/studies/{study_id}/fhir", "/v1/studies/{study_id}/sr.dcm", "/v1/studies/{study_id}/heatmap.dcm", "/dicomweb/studies", "/dicomweb/studies/{study_uid}",
                           "/v1/login", "/v1/login/key", "/v1/logout", "/v1/me", "/v1/oidc/login", "/v1/oidc/callback", "/v1/worklist", "/v1/worklist/figures", "/v1/worklist/benefit", "/v1/worklist/{study_id}", "/v1/worklist/{study_id}/reading", "/v1/worklist/{study_id}/adjudication"}
     document = client.get("/openapi.json").json()

@@ -1,5 +1,5 @@
 "The command line as scripts meet it: whole processes, exit statuses, one line a bad file, and services started and stopped."
-import json, os, re, socket, subprocess, sys, threading, time
+import json, os, re, shutil, signal, socket, stat, subprocess, sys, threading, time, zipfile
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
@@ -193,6 +193,96 @@ def test_the_batch_goes_on_and_no_film_vanishes(place, tmp_path):
     film = rows["film.png"]
     assert film["label"] == "PNEUMONIA" and abs(sum(v for k, v in film.items() if k.startswith("p_")) - 1) < 1e-6 and film["p_PNEUMONIA"] == film["probability"]
     assert all(f"{n}: [{c}]" in r.stderr for n, c in BAD.items())
+
+
+def test_a_batch_looks_through_zips_and_names_what_it_does_not_read(place, tmp_path):
+    "A folder with zips in it, read from inside the folder that the table goes to; and a zip alone."
+    here = tmp_path / "in"; here.mkdir()
+    (here / "film.png").write_bytes(encoded(pattern())); (here / "broken.zip").write_bytes(b"PK\3\4 and no more")
+    link = zipfile.ZipInfo("link.png"); link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(here / "a.zip", "w", zipfile.ZIP_DEFLATED) as z:
+        for name, data in (("ward/5.png", encoded(pattern(5))), ("../../evil.png", encoded(pattern())), ("bomb.png", bytes(10**7)), (link, b"/etc/passwd"), ("no film.txt", b"text"), ("__MACOSX/._5.png", b"x")): z.writestr(name, data)
+    data = bytearray((here / "a.zip").read_bytes())
+    rows = lambda: {r["path"]: (r["status"], r["label"] or r["reason_code"]) for r in pq.read_table(here / "out.parquet").to_pylist()}
+    inside = {"a.zip/..%2F..%2Fevil.png": ("error", "unsafe_path"), "a.zip/bomb.png": ("error", "bomb"), "a.zip/link.png": ("error", "link"), "a.zip/no film.txt": ("error", "unsupported_format"), "a.zip/ward/5.png": ("ok", "FRACTURE_FINGERS")}
+    for _ in range(2):   # the second time the first one's table lies there
+        r = subprocess.run([*CXR, "batch", ".", "--out", "out.parquet"], capture_output=True, text=True, cwd=here, env=environment(place), timeout=120)
+        assert r.returncode == 2 and "7 files: 2 answered" in r.stdout and "taken over" not in r.stdout and "a.zip/bomb.png: [bomb]" in r.stderr, r.stderr
+        assert rows() == inside | {"broken.zip": ("error", "bad_archive"), "film.png": ("ok", "PNEUMONIA")} and sorted(p.name for p in here.iterdir()) == ["a.zip", "broken.zip", "film.png", "out.parquet"]
+    assert cxr(place, "batch", here / "a.zip", "--out", here / "out.parquet").returncode == 2 and rows() == inside
+    where = data.index(b"PK\1\2"); data[where + 8] |= 1   # the first member says that it is encrypted
+    (here / "a.zip").write_bytes(data)
+    cxr(place, "batch", here / "a.zip", "--out", here / "out.parquet")
+    assert rows()["a.zip/ward/5.png"] == ("error", "encrypted") and not list(tmp_path.rglob("evil*"))
+
+
+COUNTED = """
+import os, sys, time
+from cxr_pred.vision.classify import Classifier
+real, pause, seen = Classifier.classify, float(sys.argv.pop(1)), sys.argv.pop(1)
+def classify(self, film):
+    with open(seen, "a") as f: f.write("x")
+    time.sleep(pause)
+    return real(self, film)
+Classifier.classify = classify
+from cxr_pred.cli import main
+main()
+"""
+
+
+def test_a_killed_batch_goes_on_where_it_stopped(place, tmp_path):
+    "kill -9 in the middle; the same command ends it with the same bytes and reads no film twice. A changed film, another bundle and a torn line are not believed."
+    films, out, whole = tmp_path / "films", tmp_path / "t.parquet", tmp_path / "whole.parquet"
+    films.mkdir()
+    for i in range(10): (films / f"{i}.png").write_bytes(encoded(pattern(i)))
+    (films / "91.png").write_text("no film")
+    with zipfile.ZipFile(films / "92.zip", "w") as z:
+        for i in range(3): z.writestr(f"{i}.png", encoded(pattern(i)))
+    part, counted = out.with_name("t.parquet.part"), tmp_path / "seen"
+
+    def run(to=out, *more, pause=0.0, **env):
+        "Run the command to its end: what it said, and how many films the network saw."
+        counted.write_text("")
+        r = subprocess.run([sys.executable, "-c", COUNTED, str(pause), counted, "batch", films, "--out", to, *more], capture_output=True, text=True, env=environment(place, **env), timeout=120)
+        assert r.returncode == 2 and "Traceback" not in r.stderr, r.stderr
+        return r.stdout, len(counted.read_text())
+
+    def killed() -> int:
+        "Begin, kill when some films have been read; how many are written down."
+        p = subprocess.Popen([sys.executable, "-c", COUNTED, "0.4", counted, "batch", films, "--out", out], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment(place))
+        end = time.monotonic() + 90
+        while not part.exists() or part.read_bytes().count(b"\n") < 4:
+            assert p.poll() is None and time.monotonic() < end
+            time.sleep(0.02)
+        p.send_signal(signal.SIGKILL); p.wait()
+        return part.read_bytes().count(b"\n") - 1   # the first line says what they rest on
+
+    said, seen = run(whole)
+    assert seen == 13 and "14 files: 13 answered" in said and "taken over" not in said
+    n = killed()
+    assert 3 <= n < 14 and not out.exists()
+    with open(part, "ab") as f: f.write(b"0badc0de {torn")
+    said, seen = run()
+    assert f"{n} rows were taken over" in said and seen == 13 - n and out.read_bytes() == whole.read_bytes() and not part.exists()
+
+    n = killed()
+    saved = shutil.copyfile(part, part.with_name("saved"))
+    held = next(i for i in range(10) if f'"path": "{i}.png"'.encode() in part.read_bytes())
+    when = (films / f"{held}.png").stat()
+    data = (films / f"{held}.png").read_bytes()
+    (films / f"{held}.png").write_bytes(encoded(pattern(9 - held))[:len(data)].ljust(len(data), b"\0"))
+    os.utime(films / f"{held}.png", ns=(when.st_atime_ns, when.st_mtime_ns))   # as long and as old as before
+    said, _ = run()
+    assert f"{n - 1} rows were taken over" in said
+    (films / f"{held}.png").write_bytes(data)
+
+    shutil.copyfile(saved, part)
+    said, seen = run(out, "--fresh")
+    assert "taken over" not in said and seen == 13
+    for bundle, n in ((toy_bundle(tmp_path / "other", FACTS, seed=1), 0), (place / "bundle", n - 1)):
+        shutil.copyfile(saved, part)
+        said, seen = run(CXR_BUNDLE=str(bundle))
+        assert ("taken over" in said) == bool(n) and seen == 13 - n
 
 
 def test_serve_answers_and_stops_by_its_pid(place):

@@ -58,11 +58,12 @@ def test_every_command_is_accounted_for():
 
 
 def test_curl(place):
-    command = next(c for c in COMMANDS if c.startswith("curl "))
+    one, many = (c for c in COMMANDS if c.startswith("curl "))
     with service(place, "serve", "--no-ui") as (url, p, said):
         ready(url)
-        r = shell(command.replace("http://127.0.0.1:8000", url), place)
+        r, s = (shell(command.replace("http://127.0.0.1:8000", url), place) for command in (one, many))
     assert '"label":"PNEUMONIA"' in r.stdout, r.stderr
+    assert '"label": "PNEUMONIA"' in s.stdout and '"label": "FRACTURE_FINGERS"' in s.stdout and s.stdout.endswith('{"done": 2, "failed": 0}\n'), s.stderr
 
 
 def test_python(place):
