@@ -157,6 +157,7 @@ def test_a_cut_answer_is_sent_for_again(served, store, classifier, monkeypatch):
     while time.monotonic() < end and len(read) > 3 and studies(store) < 4: time.sleep(.05)
     time.sleep(.5)
     begun = len(read)
+    assert app.state.lanes.inside == 0, "the cut batch gave its place back"
     assert begun <= 4 and studies(store) == begun, "the film that was being read when the sender left, and no more"
     go.release(10)
     whole = lines_of(web.post("/v1/batch", files=films, headers=key))
@@ -166,9 +167,7 @@ def test_a_cut_answer_is_sent_for_again(served, store, classifier, monkeypatch):
 
 def test_a_batch_does_not_starve_a_single_film(classifier, store, guard, monkeypatch):  # noqa: F811
     "With one lane: a film alone waits for one film of the batch and not for all."
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    app = create_app(classifier, store, ui=False, guard=guard)
-    monkeypatch.undo()
+    app = create_app(classifier, store, ui=False, guard=guard, workers=1)
     real, read = type(classifier).classify, []
     def slow(self, film): read.append(1); time.sleep(.2); return real(self, film)
     with TestClient(app, raise_server_exceptions=False) as client, ThreadPoolExecutor(1) as pool:
@@ -177,5 +176,6 @@ def test_a_batch_does_not_starve_a_single_film(classifier, store, guard, monkeyp
         batch = pool.submit(send_all, client, *((f"{i}.png", encoded(pattern(i))) for i in range(8)))
         end = time.monotonic() + 20
         while len(read) < 2: assert time.monotonic() < end; time.sleep(.01)
+        assert app.state.lanes.inside == 1, "one place, however many films"
         assert send(client, encoded(pattern())).status_code == 200 and len(read) <= 6 and not batch.done()
         assert len(lines_of(batch.result())) == 8

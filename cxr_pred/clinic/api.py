@@ -224,7 +224,7 @@ def add_reading(app: FastAPI, room: ReadingRoom, lanes: Lanes) -> None:
     @physicians.post("/v1/feedback", response_model=Kept, status_code=201, responses=fails(401, 403, 404, 422, 503), summary="Confirm or correct a finding")
     def feedback(answer: Answer, request: Request, idempotency_key: IdempotencyKey = None): return Kept.model_validate(room.feedback(answer, request.state.who, key=idempotency_key), from_attributes=True)
     app.include_router(physicians)
-    add_batch(app, room, in_lane, fails, public)
+    add_batch(app, room, lanes, fails, public)
 
 # %% ../../nbs/clinic/api.ipynb #c018
 DOCS = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string("""<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{{ d.info.title }} API</title>

@@ -64,9 +64,11 @@ class Lanes:
         if self.inside >= self.at_once + self.most: raise SetupError("busy", f"{self.waiting} requests with films are waiting, and no more may.", "Ask again in a moment.")
 
     @contextmanager
-    def place(self):
+    def place(self,
+        checked: bool = False,  # it was asked for a moment ago, and what begins now can't be refused any more
+    ):
         "A place in the line for one request, as long as it is inside. Raises `SetupError` busy."
-        self.check()
+        if not checked: self.check()
         self.inside += 1
         try: yield self
         finally: self.inside -= 1

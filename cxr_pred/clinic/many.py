@@ -10,13 +10,14 @@ __all__ = ['MOST_FILMS', 'MOST_NAME', 'LINES', 'NDJSON', 'Sent', 'too_many_films
 import io, json, zipfile
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
 from typing import Annotated, Any, NamedTuple
 from urllib.parse import quote
 
 from fastapi import APIRouter, FastAPI, File, Request, UploadFile
 from fastapi.responses import StreamingResponse
 
-from .door import AskingRoute, IdempotencyKey
+from .door import FilmRoute, IdempotencyKey, Lanes
 from .reading import ReadingRoom
 from .study import Patient
 from ..core import CxrError, InputError, log
@@ -122,7 +123,7 @@ NDJSON = {200: {"description": "A line of JSON a film: name, index, and its repo
 def add_batch(
     app: FastAPI,
     room: ReadingRoom,
-    in_lane: Callable[..., Awaitable[Any]],  # runs a function in a thread, when its turn has come
+    lanes: Lanes,                            # films read at once
     fails: Callable[..., dict],              # what OpenAPI says of statuses
     public: Callable[[Exception], Any],      # the problem that a sender may see of an error
 ) -> None:
@@ -136,17 +137,22 @@ def add_batch(
         if said["status"] >= 500: room.metrics.failures.labels(e.code if isinstance(e, CxrError) else said["code"]).inc()
         return said
 
-    senders = APIRouter(route_class=AskingRoute, tags=["films"])
+    senders = APIRouter(route_class=FilmRoute, tags=["films"])
 
     @senders.post("/v1/batch", response_class=StreamingResponse, responses=fails(401, 403, 413, 422, 429, 503) | NDJSON, summary="Read many films")
     async def batch(request: Request, files: Annotated[list[UploadFile], File(description="one or more: PNG, JPEG, TIFF, DICOM, or a zip of such")], explain: bool = False, idempotency_key: IdempotencyKey = None):
         "A line a film, in their order, as soon as it has been read and recorded. The same request with the same Idempotency-Key reads nothing again that was recorded."
-        await in_lane(room.check, 20)   # where no film can be read, that is the answer
-        sent = await in_lane(all_films, [(f.filename or "", await f.read()) for f in files])
         who = request.state.who
+        with lanes.place():
+            await lanes.read(partial(room.check, 20))   # where no film can be read, that is the answer
+            sent = await lanes.read(all_films, [(f.filename or "", await f.read()) for f in files])
 
         async def report_of(n: int, film: Sent) -> dict:
             read = lambda: room.predict(film.data(), Patient(), None, explain, who, place_key(idempotency_key, n)).model_dump(mode="json")
-            return await in_lane(read)
-        return StreamingResponse(batch_lines(sent, report_of, problem_of), media_type="application/x-ndjson", headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+            return await lanes.read(read)
+
+        async def lines() -> AsyncIterator[str]:
+            with lanes.place(checked=True):   # given back too where the sender goes away
+                async for line in batch_lines(sent, report_of, problem_of): yield line
+        return StreamingResponse(lines(), media_type="application/x-ndjson", headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
     app.include_router(senders)
