@@ -31,7 +31,7 @@ from .auth import check_address
 from .custody import keep_swept
 from .dicomweb import add_dicomweb
 from .door import AskingRoute, Door, IdempotencyKey, PhysicianRoute, add_login, add_worklist, bearer, sender_of
-from .logs import RequestLines
+from .logs import RequestLines, give_request_ids
 from .oidc import add_oidc
 from .reading import Answer, ReadingRoom
 from .study import Patient, Report, Sex, Symptom
@@ -296,6 +296,7 @@ def create_app(
     app.add_middleware(BodyLimit, most=most, rejects=room.metrics.rejects)
     app.add_middleware(Door, rejects=room.metrics.rejects)
     app.add_middleware(RequestLines)
+    give_request_ids(app)
     add_error_handlers(app, room.metrics.rejects, room.metrics.failures)
     add_login(app, room, fails)
     add_oidc(app, fails)
@@ -333,6 +334,6 @@ def serve(
     sock = bound(host, port)
     app = create_app(classifier, ui=ui, llm_url=llm_url)
     if ui: tempfile.tempdir = os.environ["GRADIO_TEMP_DIR"]  # where Gradio's parser leaves an upload that broke off: it is swept there
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=5))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=5, log_config=None))   # its lines go where ours go
     print(f"X-ray reader: http://{host}:{sock.getsockname()[1]}/ (REST: /docs). Ctrl-C stops it.", flush=True)
     server.run(sockets=[sock])

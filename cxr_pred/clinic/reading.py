@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.exc import SQLAlchemyError
 
 from .auth import Who
-from .logs import event_line
+from .logs import event_line, request_id, traced
 from .originals import safe_of_settings
 from .report import html_report, picture_png
 from .study import Patient, Report, decided, read_study
@@ -131,7 +131,7 @@ class ReadingRoom:
         self.llm_url, self.client, self.facts = llm_url, None, None
         self.own_guard, self.guard = guard is None, guard or Guard()
         self.heard: dict[str, list[dict]] = {}  # sentences of explanations that are being written
-        self.waiting, self.own = queue.SimpleQueue(), set()   # ids of studies to be explained; the store knows them too
+        self.waiting, self.own = queue.SimpleQueue(), {}   # ids of studies to be explained, which the store knows too; of each the id of the request that asked
         self.opened, self.closed, self.problem = threading.Event(), threading.Event(), None
         self.safe = None   # seals originals, where they are kept
         self.explainer = threading.Thread(target=self._write_waiting, name="explain", daemon=True)
@@ -242,7 +242,7 @@ class ReadingRoom:
         self.heard[study_id] = [*self.heard.get(study_id, []), said] if said else []
 
     def _wait_for(self, study_id: str) -> None:
-        self.own.add(study_id); self.waiting.put(study_id)
+        self.own[study_id] = request_id.get(); self.waiting.put(study_id)
 
     def _write_waiting(self) -> None:
         look = 0.0
@@ -253,8 +253,7 @@ class ReadingRoom:
             try: study_id = self.waiting.get(timeout=max(0.01, look - time.monotonic()))
             except queue.Empty: continue
             if study_id is None: return
-            self.own.discard(study_id)
-            self.write(study_id)
+            with traced(self.own.pop(study_id, "")): self.write(study_id)
 
     def _take_up(self) -> None:
         "What a reader that is gone has left unwritten: a few wait for the language service, the others get the template at once."
@@ -264,7 +263,7 @@ class ReadingRoom:
         for study_id in left[:free]: self._wait_for(study_id)
         for study_id in left[free:]:
             if self.closed.is_set(): return
-            self.write(study_id, "llm_busy" if self.client else "")
+            with traced(): self.write(study_id, "llm_busy" if self.client else "")
 
     def write(self,
         study_id: str,

@@ -6,12 +6,13 @@
 __all__ = ['Desk', 'written_event', 'written_aside', 'problems_told', 'create_service', 'serve']
 
 # %% ../../nbs/language/service.ipynb #c002
-import asyncio, json, threading, time
+import asyncio, contextvars, json, threading, time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .. import __version__
+from ..clinic.logs import RequestLines, give_request_ids
 from ..core import CxrError, SetupError, log, problem_body, settings
 from .case import Case
 from .findings import Explanation
@@ -130,7 +131,7 @@ def written_aside(
         except Exception as e: tell(e)
         finally: tell(None)
 
-    threading.Thread(target=work, name="write", daemon=True).start()
+    threading.Thread(target=contextvars.copy_context().run, args=(work,), name="write", daemon=True).start()   # under the request's id
     return said
 
 
@@ -174,6 +175,8 @@ def create_service(desk: Desk):
     app = FastAPI(title="cxr_pred language service", version=__version__, lifespan=opened, docs_url=None, redoc_url=None)
 
     problems_told(app)
+    app.add_middleware(RequestLines)
+    give_request_ids(app)
 
     @app.post("/v1/explain", response_model=Explanation)
     async def explain(case: Case, request: Request):
@@ -220,4 +223,4 @@ def serve(
     from cxr_pred.vision.classify import load_bundle
     b = load_bundle(bundle)
     if "llm/llm.json" not in b.manifest["files"]: raise SetupError("no_adapter", f"{b.path} holds no language model.", "Run the pipeline's package stage.")
-    uvicorn.run(create_service(Desk(b.path, engine=engine)), host=host, port=port, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=round(settings().llm_timeout_s))
+    uvicorn.run(create_service(Desk(b.path, engine=engine)), host=host, port=port, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=round(settings().llm_timeout_s), log_config=None)
