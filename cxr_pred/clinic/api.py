@@ -233,7 +233,8 @@ DOCS = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_s
 {% for path, ops in d.paths.items() %}{% for method, op in ops.items() %}<details{{ ' open' if path == '/v1/predict' }}><summary><code><span class="m">{{ method|upper }}</span> {{ path }}</code> {{ op.summary }}</summary><p>{{ op.description or '' }}</p><table>
 {% for p in op.parameters or [] %}<tr><td><code>{{ p.name }}</code></td><td>{{ p['in'] }}</td><td>{{ p.schema.type or '' }}{{ ', default ' ~ p.schema.default if p.schema.default is defined }}</td></tr>{% endfor %}
 {% for name, f in fields(op).items() %}<tr><td><code>{{ name }}</code></td><td>body</td><td>{{ f.description or f.type or '' }}</td></tr>{% endfor %}
-{% for status, r in op.responses.items() %}<tr><td>{{ status }}</td><td></td><td>{{ r.description }}</td></tr>{% endfor %}</table></details>{% endfor %}{% endfor %}
+{% for status, r in op.responses.items() %}<tr><td>{{ status }}</td><td></td><td>{{ r.description }}</td></tr>{% endfor %}</table>
+{% for what, example in examples(op) %}<details class="example"><summary>{{ what }}</summary><pre>{{ example }}</pre></details>{% endfor %}</details>{% endfor %}{% endfor %}
 {% for name, schema in d.components.schemas.items() %}<details><summary><code>{{ name }}</code></summary><pre>{{ schema|tojson(indent=1) }}</pre></details>{% endfor %}</body></html>""")
 
 
@@ -245,7 +246,10 @@ def docs_page(
     def fields(op: dict) -> dict:
         ref = next((c["schema"].get("$ref", "") for c in op.get("requestBody", {}).get("content", {}).values()), "").rsplit("/", 1)[-1]
         return document["components"]["schemas"].get(ref, {}).get("properties", {})
-    return DOCS.render(d=document, disclaimer=DISCLAIMER, base=base, fields=fields)
+    def examples(op: dict) -> list[tuple[str, str]]:
+        bodies = [("Example of a body", op.get("requestBody", {})), *((f"Example of {s}", r) for s, r in op["responses"].items())]
+        return [(what, json.dumps(c["example"], indent=1, ensure_ascii=False)) for what, part in bodies for c in part.get("content", {}).values() if "example" in c]
+    return DOCS.render(d=document, disclaimer=DISCLAIMER, base=base, fields=fields, examples=examples)
 
 
 def add_operations(app: FastAPI, room: ReadingRoom) -> None:
@@ -304,6 +308,8 @@ def create_app(
     add_reading(app, room, anyio.CapacityLimiter(os.cpu_count() or 2))
     add_operations(app, room)
     add_dicomweb(app, room, [Depends(sender_of)])
+    from cxr_pred.clinic.examples import add_examples   # which come from here too
+    add_examples(app, room)
     if ui:
         from cxr_pred.clinic.app import mount
         mount(app, room)
