@@ -208,10 +208,9 @@ ECS = typer.Option(False, "--ecs", help="write the log as JSON lines in Elastic'
 
 
 def log_as(ecs: bool, service: str) -> None:
-    "Write the log as ECS lines where that was asked for."
-    if ecs:
-        from cxr_pred.clinic.logs import ecs_log
-        ecs_log(service)
+    "Write the log as ECS lines where that was asked for, else as lines for people."
+    from cxr_pred.clinic.logs import ecs_log, text_log
+    ecs_log(service) if ecs else text_log()
 
 
 @cli.command()
@@ -248,6 +247,7 @@ def llm_serve(host: str = HOST, port: int = typer.Option(8001), bundle: Path = B
 def app(host: str = HOST, port: int = PORT):
     "Serve the page and REST, and a language service beside them where the bundle brings a model."
     with plainly():
+        log_as(False, "cxr-reader")
         from cxr_pred.clinic.together import app
         app(host, port)
 

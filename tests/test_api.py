@@ -235,6 +235,7 @@ def test_who_comes_to_a_full_line_is_told_at_once(classifier, store, guard, monk
             stow = c.post("/dicomweb/studies", content=b"", headers={"content-type": 'multipart/related; type="application/dicom"; boundary=x'})
             for r in (full, stow): assert problem_of(r, 503)["code"] == "busy" and int(r.headers["retry-after"]) > 0
             assert c.get("/healthz").status_code == 200 and c.get("/readyz").status_code == 200
+            assert {"cxr_films_waiting 1.0", "cxr_films_in_work 1.0"} <= set(c.get("/metrics").text.splitlines())
             go.set()
             assert [f.result().status_code for f in films] == [200, 200] and lanes.inside == 0
             assert send(c, encoded(pattern(3))).status_code == 200
@@ -511,3 +512,57 @@ def test_the_process_that_classifies_does_not_import_torch(classifier, tmp_path)
     r = subprocess.run([sys.executable, "-W", "ignore", "-c", SERVED, classifier.bundle.path, tmp_path / "state", tmp_path / "film.png"], capture_output=True, text=True, timeout=180, cwd=root(),
                        env=os.environ | {"PYTHONPATH": str(root()), "CXR_STATE": str(tmp_path / "state")})
     assert r.stdout.split("\n")[0] == "True []", r.stdout + r.stderr
+
+
+# ---- the examples of the document
+def examples_of(document):
+    "Method, path, where (body or a status), schema and example of each that there is."
+    for path, operations in document["paths"].items():
+        for method, op in operations.items():
+            for where, part in [("body", op.get("requestBody", {})), *op["responses"].items()]:
+                for content in part.get("content", {}).values():
+                    if "example" in content: yield method, path, where, content["schema"], content["example"]
+
+
+def test_every_example_fits_its_schema(client):
+    import jsonschema
+    document = client.get("/openapi.json").json()
+    found = list(examples_of(document))
+    for method, path, where, schema, example in found:
+        jsonschema.validate(example, schema | {"components": document["components"]}, format_checker=jsonschema.FormatChecker())
+        with pytest.raises(jsonschema.ValidationError): jsonschema.validate([], schema | {"components": document["components"]})
+    shown = {(m, p, w) for m, p, w, *_ in found}
+    assert {("post", "/v1/predict", "200"), ("get", "/v1/studies/{study_id}", "200"), ("post", "/v1/feedback", "body"), ("post", "/v1/feedback", "201"), ("get", "/v1/worklist", "200"), ("post", "/v1/worklist/{study_id}/reading", "body")} <= shown
+    for path in ("/v1/predict", "/v1/feedback", "/v1/worklist"):   # every refusal that the document announces has one
+        for method, op in document["paths"][path].items():
+            assert {(method, path, s) for s, r in op["responses"].items() if "application/problem+json" in r["content"] and (method, s) != ("get", "400")} <= shown
+    page = client.get("/docs").text
+    assert "Example of a body" in page and "already_closed" in page and "dr-a" in page and "src=" not in page
+
+
+def test_a_refusals_example_is_what_is_answered(client, monkeypatch, classifier, guard, tmp_path):
+    "Each is provoked."
+    examples = {(p, w): e for _, p, w, _, e in examples_of(client.get("/openapi.json").json())}
+    film = {"file": ("f.png", encoded(pattern()))}
+    got = {("/v1/predict", "400"): client.post("/v1/predict", content=b"\xff{", headers={"content-type": "multipart/form-data"}), ("/v1/predict", "401"): client.post("/v1/predict", files=film, headers={"Authorization": "Bearer x"}),
+           ("/v1/predict", "413"): client.post("/v1/predict", content=b"", headers={"content-length": str(10**9)}), ("/v1/predict", "415"): client.post("/v1/predict", files={"file": ("f", b"Dear colleague")}),
+           ("/v1/predict", "422"): client.post("/v1/predict", files=film, data={"age": "very"}), ("/v1/studies/{study_id}", "404"): client.get("/v1/studies/x"), ("/v1/worklist", "403"): client.get("/v1/worklist"), ("/v1/feedback", "403"): client.post("/v1/feedback")}
+    monkeypatch.setenv("CXR_PHYSICIAN_KEY", "k"); reload_settings()
+    key = {"Authorization": "Bearer k"}
+    try:
+        got |= {("/v1/worklist", "422"): client.get("/v1/worklist?limit=201", headers=key), ("/v1/worklist", "401"): client.get("/v1/worklist")}
+        got["/v1/feedback", "400"] = client.post("/v1/feedback", headers=key | {"Content-Type": "application/json"}, content=b"\xff{")
+        got["/v1/feedback", "422"] = client.post("/v1/feedback", headers=key, json={"study_id": "x", "physician": "dr-a"})
+        study = client.post("/v1/predict", files=film).json()["study_id"]
+        body = {k: v for k, v in examples["/v1/worklist/{study_id}/reading", "body"].items()} | {"confirmed_label": client.get(f"/v1/studies/{study}").json()["finding"]["label"]}
+        assert client.post(f"/v1/worklist/{study}/reading", headers=key, json=body).status_code == 201
+        got["/v1/worklist/{study_id}/reading", "409"] = client.post(f"/v1/worklist/{study}/reading", headers=key, json=body)
+    finally: monkeypatch.undo(); reload_settings()
+    fresh = create_app(classifier, Store(f"sqlite:///{tmp_path}/b.db", tmp_path / "b"), ui=False, guard=guard)
+    fresh.state.room.check = lambda wait_s=0: type(fresh.state.room).check(fresh.state.room, 0)   # never opened, and nobody waits
+    got["/v1/predict", "503"] = TestClient(fresh).post("/v1/predict", files=film)
+    from unittest.mock import MagicMock
+    from cxr_pred.clinic.door import too_many
+    assert json.loads(too_many(20, MagicMock()).body) == examples["/v1/predict", "429"]
+    for (path, status), r in got.items(): assert str(r.status_code) == status and r.json() == examples[path, status], (path, status, r.text)
+    fresh.state.room.store.close()

@@ -1,5 +1,5 @@
 "One server by Docker Compose: that it would come up, that its parts reach each other and nothing else, and that its scripts do what they say. No Docker is needed."
-import configparser, contextlib, http.server, json, os, re, shutil, signal, socket, ssl, subprocess, sys, tempfile, threading, time, urllib.request
+import configparser, contextlib, http.server, json, os, re, shutil, signal, socket, ssl, subprocess, sys, tempfile, threading, time, urllib.request, uuid
 from pathlib import Path
 
 import pytest
@@ -394,6 +394,13 @@ def test_the_proxy_says_who_asks_and_believes_nobody(tmp_path):
                 assert "CERTIFICATE" not in str(e) and time.monotonic() < end, e
                 time.sleep(0.2)
         assert got["x-forwarded-for"] == ["127.0.0.1"] and got["x-forwarded-proto"] == ["https"] and "10.9.9.9" not in str(got) and "evil" not in str(got)
+        given, ids = str(uuid.uuid4()), []
+        for sent in (given, "anna-miller-1970", "1.2.840.113619.2.55", given + ",x", ""):
+            got = json.load(urllib.request.urlopen(urllib.request.Request(f"https://localhost:{ports['LISTEN']}/", headers={"X-Request-ID": sent}), timeout=10, context=context))
+            ids += got["x-request-id"]   # one each
+        assert ids[0] == given and len({str(uuid.UUID(i)) for i in ids}) == len(ids) == 5, "a UUID is kept, anything else replaced"
+        logged = (tmp_path / "log").read_text()
+        assert all(f" / {i}\n" in logged for i in ids) and "anna" not in logged
         for name in ("127.0.0.1", "reader.hospital.example"):
             with socket.create_connection(("127.0.0.1", ports["LISTEN"]), 5) as s, context.wrap_socket(s, server_hostname=name): pass
         with pytest.raises(ssl.SSLCertVerificationError):

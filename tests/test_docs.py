@@ -61,6 +61,14 @@ def test_every_alarm_says_what_to_do():
     for alarm in alarms: assert all(c.strip() for c in rows[alarm][:2]), f"{alarm}: what it means, what to do first"
 
 
+def test_every_figure_of_the_services_is_explained():
+    sources = "\n".join(f.read_text() for part in ("clinic", "language") for f in (ROOT / "cxr_pred" / part).glob("*.py"))
+    here = {name + ("_total" if kind == "Counter" else "") for kind, name in re.findall(r'(Counter|Gauge|Histogram|GaugeMetricFamily)\("(cxr_\w+)"', sources)}
+    table = (ROOT / "docs/operator.md").read_text().split("| figure | tells |")[1].split("\n\n")[0]
+    told = {n for row in table.splitlines()[2:] for n in re.findall(r"`(cxr_\w+)`", row)}
+    assert len(here) > 20 and told == here, f"left out: {here - told}; not there: {told - here}"
+
+
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda p: p.name)
 def test_commands_and_files_are_there(guide):
     text, there = guide.read_text(), commands_here()

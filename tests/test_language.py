@@ -36,11 +36,11 @@ def bundle(tmp_path_factory):
 
 
 @contextmanager
-def serving(bundle, *more):
+def serving(bundle, *more, log=None):
     folder, base = bundle
     port = free_port()
     env = os.environ | {"CXR_LLM_BASE": str(base), "CXR_LLM_TIMEOUT_S": "20"}
-    p = subprocess.Popen([sys.executable, "-m", "cxr_pred.cli", "llm-serve", "--port", str(port), "--bundle", str(folder), *more], env=env)
+    p = subprocess.Popen([sys.executable, "-m", "cxr_pred.cli", "llm-serve", "--port", str(port), "--bundle", str(folder), *more], env=env, stderr=log)
     url, end = f"http://127.0.0.1:{port}", time.monotonic() + 120
     try:
         while True:
@@ -158,3 +158,36 @@ def test_what_the_decoder_lets_through_is_what_may_be_said(bundle):
         texts.add(text := tok.processor.decode(ids))
         assert judge(text, case, facts).source == "llm", text
     assert len(texts) > 190
+
+
+def test_the_id_of_a_request_is_on_the_lines_of_both_services(bundle, tmp_path):
+    "A film under a proxy's id: the reader's answer and lines have it, and so has the language service's line about the text that is written after the answer."
+    import io, logging, uuid
+    from fastapi.testclient import TestClient
+    from test_api import encoded, pattern, wait_ready
+    from cxr_pred.clinic.api import create_app
+    from cxr_pred.clinic.logs import ecs_log, events
+    from cxr_pred.store import Store
+    from cxr_pred.vision.classify import Classifier
+    given, out, base = [str(uuid.uuid4()) for _ in range(2)], io.StringIO(), logging.getLogger()
+    before, level = base.handlers[:], base.level
+    store, handler = Store(f"sqlite:///{tmp_path}/a.db", tmp_path / "state"), ecs_log("cxr-reader", out)
+    try:
+        with open(tmp_path / "writer.log", "wb") as log, serving(bundle, "--ecs", log=log) as url, TestClient(create_app(Classifier(bundle[0], threads=1), store, ui=False, llm_url=url)) as web:
+            wait_ready(web, 60)
+            answers = [web.post("/v1/predict", files={"file": ("f.png", encoded(pattern()))}, headers={"X-Request-ID": i}) for i in given]
+            ids = [a.json()["study_id"] for a in answers]
+            end = time.monotonic() + 60
+            while any(web.get(f"/v1/studies/{i}").json()["explanation_status"] == "pending" for i in ids): assert time.monotonic() < end; time.sleep(0.2)
+            broken = httpx.post(f"{url}/v1/explain", content=b"{", headers={"X-Request-ID": "anna-miller-1970"})
+    finally:
+        base.removeHandler(handler); base.setLevel(level); events.setLevel(logging.NOTSET)
+        for h in before: base.addHandler(h)
+        store.close()
+    assert [a.headers["x-request-id"] for a in answers] == given
+    done = lambda lines: [(l["trace"]["id"], l["event"]["action"]) for l in map(json.loads, lines) if l.get("event", {}).get("action") in ("film-read", "request", "study.recorded") and l.get("trace", {}).get("id") in given]
+    assert sorted(done(out.getvalue().splitlines())) == sorted((i, a) for i in given for a in ("film-read", "request", "study.recorded"))
+    written = (tmp_path / "writer.log").read_text()
+    assert done(written.splitlines()) == [(i, "request") for i in given]
+    last = json.loads(written.splitlines()[-1])
+    assert last["trace"]["id"] == broken.headers["x-request-id"] and last["event"]["reason"] == "invalid_request" and "anna" not in written

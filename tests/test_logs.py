@@ -274,3 +274,65 @@ def test_compose_puts_the_dashboard_into_its_kibana():
             script = s["command"][0].replace("$$", "$").replace("/run/secrets/elastic_password", "/dev/null")
             r = subprocess.run(["/bin/sh", "-ec", script], env={"PATH": f"{d}:/usr/bin:/bin"}, capture_output=True, text=True)
         assert r.returncode == 0 and shown in r.stdout + r.stderr, r
+
+
+# ---- the id of a request
+@pytest.fixture
+def logged(tmp_path):
+    "A reader without a language service, and a function that gives what it has written as ECS lines."
+    from fastapi.testclient import TestClient
+    from cxr_pred.clinic.api import create_app
+    from cxr_pred.clinic.logs import ecs_log, events
+    from cxr_pred.store import Store
+    from cxr_pred.vision.classify import Classifier
+    from cxr_pred.vision.toy import toy_bundle
+    out, base = io.StringIO(), logging.getLogger()
+    before, level = base.handlers[:], base.level
+    store = Store(f"sqlite:///{tmp_path / 'a.db'}", tmp_path / "state")
+    handler = ecs_log("cxr-reader", out)
+    try:
+        with TestClient(create_app(Classifier(toy_bundle(tmp_path / "toy", ROOT / "nbs/language/facts.yaml"), threads=1), store, ui=False), raise_server_exceptions=False) as web:
+            until(lambda: web.get("/readyz").status_code == 200)
+            yield web, store, lambda: [json.loads(l) for l in out.getvalue().splitlines()]
+    finally:
+        base.removeHandler(handler); base.setLevel(level); events.setLevel(logging.NOTSET)
+        for h in before: base.addHandler(h)
+        store.close()
+
+
+def test_requests_at_once_never_mix(logged):
+    "Films, pictures that are none and files that are not even that, sixteen at a time: under each id stands what became of that one, and nothing of another."
+    import uuid
+    from concurrent.futures import ThreadPoolExecutor
+    from test_api import encoded, pattern
+    import numpy as np
+    web, _, lines = logged
+    sent = [(str(uuid.uuid4()), kind) for _ in range(8) for kind in ("film", "blank", "text")]
+    data = {"film": encoded(pattern()), "blank": encoded(np.full((64, 64), 90, np.uint8)), "text": b"Dear colleague, " * 50}
+    def send(job): return web.post("/v1/predict", files={"file": ("f.png", data[job[1]])}, headers={"X-Request-ID": job[0]})
+    with ThreadPoolExecutor(16) as pool: answers = list(pool.map(send, sent))
+    assert [a.headers.get_list("x-request-id") for a in answers] == [[i] for i, _ in sent]
+    by_id = {}
+    for l in lines():
+        if "trace" in l and "action" in l["event"]: by_id.setdefault(l["trace"]["id"], []).append((l["event"]["action"], l["event"].get("reason", "")))
+    expected = {"film": [("study.recorded", ""), ("film-read", "ok"), ("request", "")], "blank": [("study.recorded", ""), ("film-read", "blank"), ("request", "")], "text": [("request", "unsupported_format")]}
+    assert {i: by_id[i] for i, _ in sent} == {i: expected[kind] for i, kind in sent}
+
+
+@pytest.mark.parametrize("bad", ["anna-miller-1970", "4711471147114711", "1.2.840.113619.2.55.3.604688119", 'x","log.level":"error', "a" * 5000, "\t\x1b[2J", "0af76519-16cd-43dd-8448-eb211c80319c, anna"], ids=range(7))
+def test_an_id_that_is_none_is_replaced_and_nowhere_kept(logged, bad):
+    import uuid
+    web, _, lines = logged
+    r = web.get("/v1/studies/none", headers={"X-Request-ID": bad.encode()})
+    own, = r.headers.get_list("x-request-id")
+    assert r.status_code == 404 and r.headers["content-type"] == "application/problem+json" and uuid.UUID(own).hex == own
+    assert [l["trace"]["id"] for l in lines() if l.get("event", {}).get("action") == "request"] == [own] and bad not in json.dumps(lines()) + r.text
+
+
+def test_every_answer_says_its_id_also_one_that_nobody_expected(logged):
+    web, store, lines = logged
+    store.study = lambda study_id: 1 / 0
+    answers = [web.get("/healthz"), web.get("/v1/elsewhere"), web.get("/v1/studies/x"), web.post("/v1/predict", content=b"", headers={"content-length": str(10**9)}), web.post("/v1/feedback", content=b"{")]
+    assert [r.status_code for r in answers] == [200, 404, 500, 413, 403] and len({r.headers["x-request-id"] for r in answers}) == 5
+    failed, = [l for l in lines() if l["log.level"] == "error"]
+    assert failed["trace"]["id"] == answers[2].headers["x-request-id"] and failed["error"]["type"] == "ZeroDivisionError"

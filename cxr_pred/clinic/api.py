@@ -31,7 +31,7 @@ from .auth import check_address, clinic_settings
 from .custody import keep_swept
 from .dicomweb import add_dicomweb
 from .door import Door, FilmRoute, IdempotencyKey, Lanes, PhysicianRoute, add_login, add_worklist, bearer, sender_of
-from .logs import RequestLines
+from .logs import RequestLines, give_request_ids
 from .many import add_batch
 from .oidc import add_oidc
 from .reading import Answer, ReadingRoom
@@ -233,7 +233,8 @@ DOCS = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_s
 {% for path, ops in d.paths.items() %}{% for method, op in ops.items() %}<details{{ ' open' if path == '/v1/predict' }}><summary><code><span class="m">{{ method|upper }}</span> {{ path }}</code> {{ op.summary }}</summary><p>{{ op.description or '' }}</p><table>
 {% for p in op.parameters or [] %}<tr><td><code>{{ p.name }}</code></td><td>{{ p['in'] }}</td><td>{{ p.schema.type or '' }}{{ ', default ' ~ p.schema.default if p.schema.default is defined }}</td></tr>{% endfor %}
 {% for name, f in fields(op).items() %}<tr><td><code>{{ name }}</code></td><td>body</td><td>{{ f.description or f.type or '' }}</td></tr>{% endfor %}
-{% for status, r in op.responses.items() %}<tr><td>{{ status }}</td><td></td><td>{{ r.description }}</td></tr>{% endfor %}</table></details>{% endfor %}{% endfor %}
+{% for status, r in op.responses.items() %}<tr><td>{{ status }}</td><td></td><td>{{ r.description }}</td></tr>{% endfor %}</table>
+{% for what, example in examples(op) %}<details class="example"><summary>{{ what }}</summary><pre>{{ example }}</pre></details>{% endfor %}</details>{% endfor %}{% endfor %}
 {% for name, schema in d.components.schemas.items() %}<details><summary><code>{{ name }}</code></summary><pre>{{ schema|tojson(indent=1) }}</pre></details>{% endfor %}</body></html>""")
 
 
@@ -245,7 +246,10 @@ def docs_page(
     def fields(op: dict) -> dict:
         ref = next((c["schema"].get("$ref", "") for c in op.get("requestBody", {}).get("content", {}).values()), "").rsplit("/", 1)[-1]
         return document["components"]["schemas"].get(ref, {}).get("properties", {})
-    return DOCS.render(d=document, disclaimer=DISCLAIMER, base=base, fields=fields)
+    def examples(op: dict) -> list[tuple[str, str]]:
+        bodies = [("Example of a body", op.get("requestBody", {})), *((f"Example of {s}", r) for s, r in op["responses"].items())]
+        return [(what, json.dumps(c["example"], indent=1, ensure_ascii=False)) for what, part in bodies for c in part.get("content", {}).values() if "example" in c]
+    return DOCS.render(d=document, disclaimer=DISCLAIMER, base=base, fields=fields, examples=examples)
 
 
 def add_operations(app: FastAPI, room: ReadingRoom) -> None:
@@ -298,13 +302,18 @@ def create_app(
     app.add_middleware(BodyLimit, most=most, rejects=room.metrics.rejects)
     app.add_middleware(Door, rejects=room.metrics.rejects)
     app.add_middleware(RequestLines)
+    give_request_ids(app)
     add_error_handlers(app, room.metrics.rejects, room.metrics.failures)
     add_login(app, room, fails)
     add_oidc(app, fails)
     add_worklist(app, room, fails)
     add_reading(app, room, lanes)
+    room.metrics.films_waiting.set_function(lambda: lanes.waiting)
+    room.metrics.films_in_work.set_function(lambda: lanes.working)
     add_operations(app, room)
     add_dicomweb(app, room, lanes, [Depends(sender_of)])
+    from cxr_pred.clinic.examples import add_examples   # which come from here too
+    add_examples(app, room)
     if ui:
         from cxr_pred.clinic.app import mount
         mount(app, room)
@@ -336,6 +345,6 @@ def serve(
     sock = bound(host, port)
     app = create_app(classifier, ui=ui, llm_url=llm_url, workers=workers)
     if ui: tempfile.tempdir = os.environ["GRADIO_TEMP_DIR"]  # where Gradio's parser leaves an upload that broke off: it is swept there
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=5))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=5, log_config=None))   # its lines go where ours go
     print(f"X-ray reader: http://{host}:{sock.getsockname()[1]}/ (REST: /docs). Ctrl-C stops it.", flush=True)
     server.run(sockets=[sock])

@@ -22,6 +22,7 @@ from .benefit import BENEFIT_CSS
 from .boards import BOARD_CSS, data_board, drift_board, model_board
 from .desk import desk_tab
 from .door import COOKIE
+from .logs import traced
 from .reading import ReadingRoom
 from .report import CSS, DARK, LIGHT, card_html
 from .study import Patient, Symptom
@@ -99,6 +100,7 @@ def answer_card(room: ReadingRoom, study_id: str, heard: list[str] = ()) -> str:
     return card_html(room.report(study_id), *room.pictures(study_id), link=f"v1/studies/{study_id}", heard=heard)
 
 
+@traced()   # Gradio works in tasks of its own, which know of no request
 def read(
     room: ReadingRoom,
     film: Callable[[], bytes],   # gives the bytes of the film's file

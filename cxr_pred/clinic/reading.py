@@ -13,12 +13,12 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from PIL import Image
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.exc import SQLAlchemyError
 
 from .auth import Who
-from .logs import event_line
+from .logs import event_line, request_id, traced
 from .originals import safe_of_settings
 from .report import html_report, picture_png
 from .study import Patient, Report, decided, read_study
@@ -51,7 +51,19 @@ class Metrics:
         self.fallbacks = Counter("cxr_explanation_fallbacks", "Explanations that the template had to write", ["reason"], registry=r)
         self.engine_fallbacks = Counter("cxr_engine_fallbacks", "Starts with the bundle's second engine, since the first needs a package that is not installed", registry=r)
         self.feedback = Counter("cxr_feedback", "Physicians' answers", ["agrees"], registry=r)
+        self.stages = Histogram("cxr_stage_seconds", "Where a film's time goes: decode (with the wait for a decoder), preprocess, model, record; and explain, whoever does it and however much later", ["stage"], registry=r, buckets=(.002, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60))
+        self.confidence = Histogram("cxr_confidence", "Calibrated probability of the label of films that were answered", ["label"], registry=r, buckets=(.5, .6, .7, .8, .9, .95, .99, 1))
+        self.films_waiting = Gauge("cxr_films_waiting", "Requests with films that wait for their turn", registry=r)
+        self.films_in_work = Gauge("cxr_films_in_work", "Films that are being read", registry=r)
+        self.explanations_waiting = Gauge("cxr_explanations_waiting", "Explanations that wait for the language service in this process", registry=r)
         self.read_again = Counter("cxr_films_read_again", "Films that were decoded a second time, since the first decoder crashed, was ended or had too little memory", registry=r)
+
+    def answered(self, report: Report) -> None:
+        "Count a film that was read and recorded: status, label, confidence where it was answered, and where its time went."
+        self.predictions.labels(report.status, report.finding.label if report.finding else "none").inc()
+        if report.status == "ok": self.confidence.labels(report.finding.label).observe(report.finding.probability)
+        for stage in ("decode", "preprocess", "model"):
+            if (ms := report.timings.get(f"{stage}_ms")) is not None: self.stages.labels(stage).observe(ms / 1000)
 
     def value(self, name: str, **labels) -> float:
         "The present value of a sample, 0 where it has not been counted yet."
@@ -132,9 +144,10 @@ class ReadingRoom:
         self.llm_url, self.client, self.facts = llm_url, None, None
         self.own_guard, self.guard = guard is None, guard or Guard(workers)
         self.heard: dict[str, list[dict]] = {}  # sentences of explanations that are being written
-        self.waiting, self.own = queue.SimpleQueue(), set()   # ids of studies to be explained; the store knows them too
+        self.waiting, self.own = queue.SimpleQueue(), {}   # ids of studies to be explained, which the store knows too; of each the id of the request that asked
         self.opened, self.closed, self.problem = threading.Event(), threading.Event(), None
         self.safe = None   # seals originals, where they are kept
+        self.metrics.explanations_waiting.set_function(self.waiting.qsize)
         self.explainer = threading.Thread(target=self._write_waiting, name="explain", daemon=True)
 
     def open(self) -> "ReadingRoom":
@@ -204,12 +217,13 @@ class ReadingRoom:
             if asks and self.waiting.qsize() < self.most_waiting: report = report.model_copy(update={"explanation_status": "pending"})
             elif explain: report = report.explained(self.explain(report, "llm_busy" if asks else ""))
             row = study_row(report, seen.heat, self.store.patient_hash(patient_ref), urgency(self.facts, report.case()), signals(film.pixels, *((seen.features, seen.finding and seen.ood) if self.classifier.usual else (None, None)), film.counts))
-            try: kept = self.store.add_study(row, film.pixels, who.actor, once, self.safe and self.safe.seal(report.study_id, data), beside(report.study_id) if beside else ())
+            try:
+                with self.metrics.stages.labels("record").time(): kept = self.store.add_study(row, film.pixels, who.actor, once, self.safe and self.safe.seal(report.study_id, data), beside(report.study_id) if beside else ())
             except (SQLAlchemyError, OSError) as e:  # the database, or a full disk
                 log.exception("a study could not be recorded")
                 raise SetupError("store_unavailable", "The record could not be kept, so there is no answer.", "Ask again in a moment.") from e
         if kept != report.study_id: return self.report(kept)   # the same request was quicker on another way
-        self.metrics.predictions.labels(report.status, report.finding.label if report.finding else "none").inc()
+        self.metrics.answered(report)
         event_line("film-read", "success", report.reason_code, time.monotonic() - begun)
         if seen.ood is not None: self.metrics.networks.labels(seen.network).inc()   # a picture that was refused unread was read by none
         if report.explanation_status == "pending": self._wait_for(report.study_id)
@@ -229,7 +243,7 @@ class ReadingRoom:
         busy: str = "",  # why the language service is not asked; it is if empty
     ) -> Explanation:
         "Have a report explained, and count who did it; what is said meanwhile is in `heard`."
-        e = template_explanation(report.case(), self.facts, busy) if busy else explanation_for(report, self.facts, self.client, lambda said: self.hear(report.study_id, said))
+        with self.metrics.stages.labels("explain").time(): e = template_explanation(report.case(), self.facts, busy) if busy else explanation_for(report, self.facts, self.client, lambda said: self.hear(report.study_id, said))
         self.heard.pop(report.study_id, None)
         self.metrics.explanations.labels(e.source).inc()
         if e.fallback_reason: self.metrics.fallbacks.labels(e.fallback_reason).inc(); event_line("explain", "failure", e.fallback_reason)
@@ -243,7 +257,7 @@ class ReadingRoom:
         self.heard[study_id] = [*self.heard.get(study_id, []), said] if said else []
 
     def _wait_for(self, study_id: str) -> None:
-        self.own.add(study_id); self.waiting.put(study_id)
+        self.own[study_id] = request_id.get(); self.waiting.put(study_id)
 
     def _write_waiting(self) -> None:
         look = 0.0
@@ -254,8 +268,7 @@ class ReadingRoom:
             try: study_id = self.waiting.get(timeout=max(0.01, look - time.monotonic()))
             except queue.Empty: continue
             if study_id is None: return
-            self.own.discard(study_id)
-            self.write(study_id)
+            with traced(self.own.pop(study_id, "")): self.write(study_id)
 
     def _take_up(self) -> None:
         "What a reader that is gone has left unwritten: a few wait for the language service, the others get the template at once."
@@ -265,7 +278,7 @@ class ReadingRoom:
         for study_id in left[:free]: self._wait_for(study_id)
         for study_id in left[free:]:
             if self.closed.is_set(): return
-            self.write(study_id, "llm_busy" if self.client else "")
+            with traced(): self.write(study_id, "llm_busy" if self.client else "")
 
     def write(self,
         study_id: str,

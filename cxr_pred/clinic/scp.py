@@ -11,6 +11,7 @@ import ipaddress
 from prometheus_client import Counter
 
 from .intake import FILM_CLASSES, FAILED, SYNTAXES, Intake
+from .logs import traced
 from .outbox import DicomSettings, quiet, said_safely
 from ..core import SetupError, log, settings
 
@@ -92,8 +93,9 @@ class Listener:
         self.fresh(event)
         return 0x0000
 
+    @traced()
     def store(self, event) -> int:
-        "Take a film; the status says what became of it."
+        "Take a film under an id of its own; the status says what became of it."
         self.fresh(event)
         try: return self.intake.take(event.encoded_dataset(), "cstore", expected=(str(event.request.AffectedSOPClassUID), str(event.request.AffectedSOPInstanceUID))).reason
         except Exception as e:

@@ -11,6 +11,7 @@ import json, os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from .logs import ID_HEADER, request_id, sound_id
 from .study import Report
 from ..core import CxrError, SetupError, log, read_json, settings, write_json
 from ..language.case import Case, Reader
@@ -25,7 +26,8 @@ def language_client(
     "An `httpx.Client` for the language service, or None where there is none."
     if not (url := url or settings().llm_url): return None
     import httpx
-    return httpx.Client(base_url=url, timeout=settings().llm_timeout_s, trust_env=False)
+    def signed(request): request.headers[ID_HEADER] = sound_id(request_id.get())
+    return httpx.Client(base_url=url, timeout=settings().llm_timeout_s, trust_env=False, event_hooks={"request": [signed]})
 
 # %% ../../nbs/clinic/writer.ipynb #c008
 def events_of(
