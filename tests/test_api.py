@@ -63,7 +63,7 @@ def cat(side=320) -> np.ndarray:
     return np.asarray(picture)
 
 
-def wait_ready(client, seconds=20):
+def wait_ready(client, seconds=60):
     end = time.monotonic() + seconds
     while (r := client.get("/readyz")).status_code != 200:
         assert time.monotonic() < end, r.text
