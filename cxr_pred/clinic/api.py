@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRIVATE', 'CAN_FAIL', 'DOCS', 'Problem', 'problem', 'public', 'add_error_handlers', 'BodyLimit', 'sent_event',
-           'explanation_events', 'Kept', 'fails', 'add_reading', 'docs_page', 'add_operations', 'create_app', 'bound',
-           'serve']
+           'explanation_events', 'Kept', 'fails', 'add_reading', 'docs_page', 'add_operations', 'films_at_once',
+           'create_app', 'bound', 'serve']
 
 # %% ../../nbs/clinic/api.ipynb #c002
 import asyncio, json, os, socket, tempfile, time
@@ -34,7 +34,7 @@ from .door import Door, FilmRoute, IdempotencyKey, Lanes, PhysicianRoute, add_lo
 from .logs import RequestLines, give_request_ids
 from .many import add_batch
 from .oidc import add_oidc
-from .reading import Answer, ReadingRoom
+from .reading import Answer, ReadingRoom, threads_of
 from .study import Patient, Report, Sex, Symptom
 from ..core import DISCLAIMER, CxrError, InputError, SetupError, log, problem_body, settings
 from ..data.guarded import Guard
@@ -270,6 +270,13 @@ def add_operations(app: FastAPI, room: ReadingRoom) -> None:
     def docs(request: Request): return HTMLResponse(docs_page(app.openapi(), str(request.base_url)))
 
 # %% ../../nbs/clinic/api.ipynb #c020
+def films_at_once(
+    workers: int = 0,  # as somebody said; 0: nobody did
+) -> int:
+    "Films that are read at once: as said, else `CXR_WORKERS`, else as many as cores. Raises `SetupError` bad_settings."
+    return workers or clinic_settings().workers or os.cpu_count() or 2
+
+
 def create_app(
     classifier: Classifier | None = None,  # opened from `find_bundle()` if None
     store: Store | None = None,            # opened from `settings()` if None
@@ -279,7 +286,7 @@ def create_app(
     workers: int = 0,                      # films read at once; 0: `CXR_WORKERS`, else as many as cores
 ) -> FastAPI:
     "The REST service, and the page; its `state.room` is the reading room, its `state.lanes` the films that are read at once. Raises `SetupError` bad_settings."
-    lanes = Lanes(workers or clinic_settings().workers or os.cpu_count() or 2, clinic_settings().films_waiting)
+    lanes = Lanes(films_at_once(workers), clinic_settings().films_waiting)
     room = ReadingRoom(classifier, store, llm_url, guard=guard, workers=lanes.at_once)
 
     async def sweep_when(opening):
@@ -341,7 +348,7 @@ def serve(
     import uvicorn
     load_bundle()  # a service that can never be ready should not start
     if host not in ("127.0.0.1", "localhost", "::1"): check_address(host, Store())
-    classifier = Classifier(size=model) if model else None
+    classifier = Classifier(size=model, threads=threads_of(films_at_once(workers))) if model else None
     sock = bound(host, port)
     app = create_app(classifier, ui=ui, llm_url=llm_url, workers=workers)
     if ui: tempfile.tempdir = os.environ["GRADIO_TEMP_DIR"]  # where Gradio's parser leaves an upload that broke off: it is swept there
