@@ -300,3 +300,10 @@ def test_a_state_of_before_compares_what_is_left_open_by_the_limits(tmp_path):
     r = Rollout(tmp_path, RolloutSettings(), limits, None)
     (tmp_path / "rollout.json").write_text(State(stage="canary").model_dump_json(exclude={"opens", "opened", "filled", "stable_since"}))
     assert (r.read().opens.slack, r.read().opens.margin, r.read().stage) == (limits.open_slack, limits.open_slack, "canary")
+
+
+def test_a_load_test_does_not_overrun_the_line():
+    "As many senders as staging has find a place in the line of a reader with one lane: who is told to come again would count as a failure."
+    from cxr_pred.clinic.auth import ClinicSettings
+    from cxr_pred.ops.rollout import Limits
+    assert Limits().clients <= 1 + ClinicSettings.model_fields["films_waiting"].default

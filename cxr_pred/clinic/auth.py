@@ -34,7 +34,7 @@ class ClinicSettings(BaseSettings):
     logins_per_minute: int = Field(10, gt=0)         # from one address, and for one name
     instances: int = Field(1, ge=1)                  # of the service behind one address: the two limits above are divided among them
     workers: int = Field(0, ge=0)                    # films read at once; 0: as many as cores
-    films_waiting: int = Field(32, ge=0)             # requests with films that may wait until one is read
+    films_waiting: int = Field(96, ge=0)             # requests with films that may wait until one is read; a staging's load test has 64 senders
     films_need_role: bool = False                    # films are read only for those who show who they are
     retention_days: float | None = Field(None, gt=0) # older studies are deleted; kept for ever if None
     oidc_issuer: str | None = None                   # address of the hospital's OpenID provider
