@@ -102,7 +102,7 @@ def model_board(
     about = [(s["version"], bundle.manifest["version"]), (s["bundle"], bundle.hash), (s["engine"], engine or calibration.get("engine", "")), (s["profile"], bundle.manifest.get("profile")), (s["commit"], commit and commit.get("git_commit"))]
     sets, classes = scores(vit) if vit else ([], [])
     out_of_100 = lambda x: f"{100 * x:.1f}".removesuffix(".0")
-    words = vit and s["calibration_note"].format(ece=f"{vit['overall']['ece']:.3f}", target=out_of_100(vit["conformal"]["target"]), coverage=out_of_100(vit["conformal"]["coverage"]), answered=out_of_100(vit["answered"]["share"]["value"]), right=ranged(vit["answered"]["accuracy"]), temperature=f"{calibration.get('temperature', 1):.3f}")
+    words = vit and s["calibration_note"].format(ece=f"{vit['overall']['ece']:.3f}", target=out_of_100(vit["conformal"]["target"]), coverage=out_of_100(vit["conformal"]["coverage"]), answered=out_of_100(vit["answered"]["share"]["value"]), right=ranged(vit["answered"]["accuracy"]), temperature=", ".join(f"{part} {its['temperature']:.3f}" for part, its in sorted(calibration.get("parts", {}).items())) or f"{calibration.get('temperature', 1):.3f}")
     return SCORES.render(s=s, about=[a for a in about if a[1]], goals=goals(gates), sets=sets, classes=classes, calibration=words, profile=bundle.manifest.get("profile"), missing=[n for n, v in (("metrics/vit.json", vit), ("metrics/gates.json", gates)) if v is None])
 
 # %% ../../nbs/clinic/boards.ipynb #0b237c55

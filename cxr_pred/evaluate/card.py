@@ -82,6 +82,8 @@ def accuracy_section(
     rows = [[k, v["n"], v["groups"], with_interval(v["accuracy"]), with_interval(v["balanced_accuracy"]), area(v["macro_auroc"])] for k, v in sets.items()]
     classes = [[l, c["n"], share(c["sensitivity"]), share(c["specificity"]), area(c["auroc"])] for l, c in ((l, vit["overall"]["per_class"].get(l)) for l in LABELS) if c]
     a, c = vit["answered"], vit["conformal"]
+    own = "; ".join(f"of {part} films {share(p['coverage'])}, with {p['mean_set_size']:.2f} classes" for part, p in sorted(c.get("parts", {}).items()))
+    own = f" Chest and limb were calibrated by validation films of their own: {own}." if own else ""
     engines = "; ".join(f"{name} {share(e['accuracy'])} ({e['size_mb']:.1f} MB)" for name, e in sorted(vit["engines"].items()))
     return f"""## How often it is right
 
@@ -91,7 +93,7 @@ On test films: no weight, temperature or threshold was fitted to them. With 95 %
 
 {markdown_table(["class", "n", "sensitivity", "specificity", "AUROC"], classes)}
 
-It answers {with_interval(a["share"])} of the films and is right on {with_interval(a["accuracy"])} of those; to the rest it says that it can't tell. Its {share(c["target"])} prediction sets hold the true class on {share(c["coverage"])} of the films, with {c["mean_set_size"]:.2f} classes on average. Expected calibration error {vit["overall"]["ece"]:.3f}, Brier score {vit["overall"]["brier"]:.3f}. The engines on {next(iter(vit["engines"].values()))["n"]} films: {engines}.
+It answers {with_interval(a["share"])} of the films and is right on {with_interval(a["accuracy"])} of those; to the rest it says that it can't tell. Its {share(c["target"])} prediction sets hold the true class on {share(c["coverage"])} of the films, with {c["mean_set_size"]:.2f} classes on average.{own} Expected calibration error {vit["overall"]["ece"]:.3f}, Brier score {vit["overall"]["brier"]:.3f}. The engines on {next(iter(vit["engines"].values()))["n"]} films: {engines}.
 """
 
 
