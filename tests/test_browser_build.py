@@ -193,8 +193,8 @@ def test_chest_and_limb_calibrated_apart(browser, tmp_path):
     with served(tmp_path / "page") as url:
         page = browser.new_page()
         page.goto(url)
-        said = page.evaluate("""async ([logits, calibrations]) => { const { ownNumbers, softmax, predictionSet, decide } = await import('./reader.js'), { labels, chest } = await (await fetch('page.json')).json();
-            return calibrations.map(c => logits.map(z => { const { temperature, qhat } = ownNumbers(z, c, labels, chest), p = softmax(z, temperature); return [p, predictionSet(p, qhat, labels), ...decide(p, 0.1, c, labels, chest)]; })); }""", [logits.tolist(), [pooled, apart]])
+        said = page.evaluate("""async ([logits, calibrations, labels]) => { const { ownNumbers, softmax, predictionSet, decide } = await import('./reader.js'), { chest } = await (await fetch('page.json')).json();
+            return calibrations.map(c => logits.map(z => { const { temperature, qhat } = ownNumbers(z, c, labels, chest), p = softmax(z, temperature); return [p, predictionSet(p, qhat, labels), ...decide(p, 0.1, c, labels, chest)]; })); }""", [logits.tolist(), [pooled, apart], list(LABELS)])
         page.close()
     for c, rows in zip((pooled, apart), said):
         for z, (p, names, *answer) in zip(logits, rows):
