@@ -83,6 +83,7 @@ def test_settings_and_ways_out_are_values(render):
         paths = {i["path"] for v in pods(found)[name]["volumes"] if "secret" in v for i in v["secret"]["items"]}
         assert {"cxr_session_key", "cxr_database_url"} <= paths
         assert {"to": [{"ipBlock": {"cidr": "10.9.8.7/32"}}], "ports": [{"port": 443, "protocol": "TCP"}]} in of_kind(found, "NetworkPolicy")[name]["spec"]["egress"]
+    assert all(dict(env[name])["CXR_WORKERS"] == "2" for name in ("cxr-vit", "cxr-page")), "a pod's share, not its node's cores"
     assert dict(env["cxr-vit"])["CXR_THREADS"] == "1" and dict(env["cxr-vit"])["CXR_FILMS_PER_MINUTE"] == "1200" and "CXR_FILMS_PER_MINUTE" not in dict(env["cxr-page"])
     assert dict(env["cxr-vit"])["FORWARDED_ALLOW_IPS"] == "10.42.0.0/16", "else all clients are one, and the page is http"
     assert of_kind(found, "NetworkPolicy")["cxr-llm"]["spec"]["egress"] == []

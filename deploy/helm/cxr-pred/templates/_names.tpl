@@ -63,6 +63,7 @@ topologySpreadConstraints:
 
 {{- /* settings that vit and page share */ -}}
 {{- define "cxr.settings" -}}
+CXR_WORKERS: {{ .Values.service.workers | quote }}
 CXR_THREADS: {{ .Values.service.threads | quote }}
 CXR_MAX_UPLOAD_MB: {{ .Values.service.maxUploadMb | quote }}
 CXR_LLM_TIMEOUT_S: {{ .Values.service.llmTimeoutS | quote }}
