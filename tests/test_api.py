@@ -253,7 +253,7 @@ def test_a_damaged_film_gives_its_place_back(classifier, store, guard, monkeypat
     finally: monkeypatch.undo(); clinic_settings.cache_clear()
 
 
-@pytest.mark.parametrize("said, given, lanes", [("3", 0, 3), ("3", 1, 1), ("", 0, os.cpu_count())], ids=["environment", "option", "cores"])
+@pytest.mark.parametrize("said, given, lanes", [("3", 0, 3), ("3", 1, 1), ("", 0, len(os.sched_getaffinity(0)))], ids=["environment", "option", "cores"])
 def test_as_many_decoders_as_lanes(classifier, store, monkeypatch, said, given, lanes):
     monkeypatch.setenv("CXR_WORKERS", said or "0"); clinic_settings.cache_clear()
     try: app = create_app(classifier, store, ui=False, workers=given)

@@ -34,7 +34,7 @@ from .door import Door, FilmRoute, IdempotencyKey, Lanes, PhysicianRoute, add_lo
 from .logs import RequestLines, give_request_ids
 from .many import add_batch
 from .oidc import add_oidc
-from .reading import Answer, ReadingRoom, threads_of
+from .reading import Answer, ReadingRoom, cores, threads_of
 from .study import Patient, Report, Sex, Symptom
 from ..core import DISCLAIMER, CxrError, InputError, SetupError, log, problem_body, settings
 from ..data.guarded import Guard
@@ -274,7 +274,7 @@ def films_at_once(
     workers: int = 0,  # as somebody said; 0: nobody did
 ) -> int:
     "Films that are read at once: as said, else `CXR_WORKERS`, else as many as cores. Raises `SetupError` bad_settings."
-    return workers or clinic_settings().workers or os.cpu_count() or 2
+    return workers or clinic_settings().workers or cores()
 
 
 def create_app(
