@@ -220,7 +220,7 @@ def serve(host: str = HOST, port: int = PORT, ui: bool = typer.Option(True, "--u
     with plainly():
         log_as(ecs, "cxr-reader")
         if dicom_port is not None: os.environ["CXR_DICOM_PORT"] = str(dicom_port)
-        from cxr_pred.clinic.api import serve
+        from cxr_pred.clinic.starting import serve
         serve(host, port, ui, model=model, workers=workers)
 
 

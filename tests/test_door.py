@@ -12,7 +12,8 @@ from sqlalchemy import select
 from test_api import FACTS, encoded, guard, pattern, problem_of, send, wait_ready  # noqa: F401
 from test_deidentify import everything_below, planted, secret
 
-from cxr_pred.clinic.api import create_app, serve
+from cxr_pred.clinic.api import create_app
+from cxr_pred.clinic.starting import serve
 from cxr_pred.clinic.auth import add_key, add_user, clinic_settings, disable_user
 from cxr_pred.clinic.custody import forget
 from cxr_pred.core import SetupError, reload_settings

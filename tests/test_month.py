@@ -9,7 +9,8 @@ import pytest
 import uvicorn
 from PIL import Image
 
-from cxr_pred.clinic.api import bound, create_app
+from cxr_pred.clinic.api import create_app
+from cxr_pred.clinic.starting import bound
 from cxr_pred.core import reload_settings, root
 from cxr_pred.data.labels import LABELS
 from cxr_pred.ops import month as m

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['PRIVATE', 'CAN_FAIL', 'DOCS', 'Problem', 'problem', 'public', 'add_error_handlers', 'BodyLimit', 'sent_event',
-           'explanation_events', 'Kept', 'fails', 'add_reading', 'docs_page', 'add_operations', 'films_at_once',
-           'create_app', 'bound', 'serve']
+           'explanation_events', 'Kept', 'fails', 'add_reading', 'docs_page', 'add_operations', 'create_app']
 
 # %% ../../nbs/clinic/api.ipynb #c002
-import asyncio, json, os, socket, tempfile, time
+import asyncio, json, time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from datetime import datetime
 from http import HTTPStatus
@@ -27,20 +27,21 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartParser
 
 from .. import __version__
-from .auth import check_address, clinic_settings
+from .auth import clinic_settings
 from .custody import keep_swept
 from .dicomweb import add_dicomweb
 from .door import Door, FilmRoute, IdempotencyKey, Lanes, PhysicianRoute, add_login, add_worklist, bearer, sender_of
 from .logs import RequestLines, give_request_ids
 from .many import add_batch
 from .oidc import add_oidc
-from .reading import Answer, ReadingRoom, cores, threads_of
+from .reading import Answer, ReadingRoom
+from .starting import films_at_once
 from .study import Patient, Report, Sex, Symptom
 from ..core import DISCLAIMER, CxrError, InputError, SetupError, log, problem_body, settings
 from ..data.guarded import Guard
 from ..language.case import MOST_TYPED
 from ..store import Store
-from ..vision.classify import Classifier, load_bundle
+from ..vision.classify import Classifier
 
 # %% ../../nbs/clinic/api.ipynb #c005
 class Problem(BaseModel):
@@ -270,15 +271,8 @@ def add_operations(app: FastAPI, room: ReadingRoom) -> None:
     def docs(request: Request): return HTMLResponse(docs_page(app.openapi(), str(request.base_url)))
 
 # %% ../../nbs/clinic/api.ipynb #c020
-def films_at_once(
-    workers: int = 0,  # as somebody said; 0: nobody did
-) -> int:
-    "Films that are read at once: as said, else `CXR_WORKERS`, else as many as cores. Raises `SetupError` bad_settings."
-    return workers or clinic_settings().workers or cores()
-
-
 def create_app(
-    classifier: Classifier | None = None,  # opened from `find_bundle()` if None
+    classifier: Classifier | Future | None = None,  # or what is becoming one; opened from `find_bundle()` if None
     store: Store | None = None,            # opened from `settings()` if None
     ui: bool = True,                       # with the page at /
     llm_url: str | None = None,            # base URL of the language service; `settings().llm_url` if None
@@ -325,33 +319,3 @@ def create_app(
         from cxr_pred.clinic.app import mount
         mount(app, room)
     return app
-
-# %% ../../nbs/clinic/api.ipynb #c025
-def bound(
-    host: str,
-    port: int,  # 0: any that is free
-) -> socket.socket:
-    "A listening socket. Raises `SetupError` cannot_listen where the address is taken or not ours."
-    try: return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048)
-    except OSError as e: raise SetupError("cannot_listen", f"{host}:{port} cannot be listened on: {e.strerror or e}.", "Stop what uses it, or take another port (make app PORT=8001).") from e
-
-
-def serve(
-    host: str = "127.0.0.1",     # loopback: nobody else's machine reaches it
-    port: int = 8000,            # 0: any that is free
-    ui: bool = True,             # with the page at /
-    llm_url: str | None = None,  # base URL of the language service; `settings().llm_url` if None
-    model: str = "",             # small, the bundle's accurate network, edge, its quick one, or both; empty: what the bundle was calibrated for
-    workers: int = 0,            # films read at once, each with a decoding process; 0: `CXR_WORKERS`, else as many as cores
-) -> None:
-    "Run the service until it is stopped, and print its address. Raises `SetupError`: no_bundle, no_credentials, no_such_model, cannot_listen."
-    import uvicorn
-    load_bundle()  # a service that can never be ready should not start
-    if host not in ("127.0.0.1", "localhost", "::1"): check_address(host, Store())
-    classifier = Classifier(size=model, threads=threads_of(films_at_once(workers))) if model else None
-    sock = bound(host, port)
-    app = create_app(classifier, ui=ui, llm_url=llm_url, workers=workers)
-    if ui: tempfile.tempdir = os.environ["GRADIO_TEMP_DIR"]  # where Gradio's parser leaves an upload that broke off: it is swept there
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=5, log_config=None))   # its lines go where ours go
-    print(f"X-ray reader: http://{host}:{sock.getsockname()[1]}/ (REST: /docs). Ctrl-C stops it.", flush=True)
-    server.run(sockets=[sock])

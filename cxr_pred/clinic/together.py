@@ -10,7 +10,7 @@ import subprocess, sys, threading
 from importlib.util import find_spec
 from pathlib import Path
 
-from .api import bound, serve
+from .starting import bound, serve
 from ..core import settings
 from ..vision.classify import load_bundle
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BOARD_BYTES', 'MOST_BYTES', 'EARLY_BYTES', 'LOST', 'Limits', 'limit_memory', 'Board', 'handed_over', 'new_board',
-           'serve', 'attempt', 'send_answer', 'plain_array', 'Worker', 'lost', 'guarded_map', 'read_bytes', 'Guard',
-           'ended_after']
+           'serve', 'attempt', 'send_answer', 'forked', 'plain_array', 'Worker', 'lost', 'guarded_map', 'read_bytes',
+           'Guard', 'ended_after']
 
 # %% ../../nbs/data/guarded.ipynb #c002
 import fcntl, json, mmap, os, pickle, queue, resource, signal, threading, time
@@ -14,8 +14,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from multiprocessing import get_context
-from multiprocessing.connection import Connection, wait
+from multiprocessing import forkserver, get_context
+from multiprocessing.connection import Connection, Pipe, wait
+from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 
@@ -95,8 +96,10 @@ def serve(
     call: str,        # "module:function"
     seconds: float, megabytes: int,  # the limits
     board: Board | None = None,      # where long films lie and long answers go
+    environment: dict | None = None,  # the parent's, as it is now
 ) -> None:
     "What a worker does: take tasks from the pipe and answer them, until the pipe closes."
+    if environment is not None: os.environ.clear(); os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     module, name = call.split(":")
     work = getattr(import_module(module), name)
@@ -131,6 +134,20 @@ def send_answer(pipe: Connection, said: dict, array: np.ndarray | None, board: B
     pipe.send_bytes(json.dumps(said).encode())
     if array is not None and not laid: pipe.send_bytes(plain)
 
+# %% ../../nbs/data/guarded.ipynb #5deb86b5
+def forked(*args) -> BaseProcess:
+    "A process that runs `serve` with these arguments. Raises OSError."
+    from cxr_pred.data.guarded import serve  # the child imports it by this name, from a notebook too
+    for tries in range(20):
+        forkserver.set_forkserver_preload(["cxr_pred.data.guarded"])
+        process = get_context("forkserver").Process(target=serve, args=args, kwargs={"environment": dict(os.environ)}, daemon=True)
+        try: process.start()
+        except (EOFError, ConnectionError) as e:  # the fork server was ended at this very moment
+            time.sleep(0.05)  # until the system knows that it is gone
+            gone = e
+        else: return process
+    raise OSError("no process could be forked") from gone
+
 # %% ../../nbs/data/guarded.ipynb #c009
 MOST_BYTES = 2**28  # of one message
 EARLY_BYTES = 2**14  # of a task that is handed over while its worker is busy; a pipe holds it
@@ -152,11 +169,9 @@ class Worker:
         call: str, limits: Limits,
         alone: bool = False,  # it is never given a task before its last answer was taken: it may have a board
     ):
-        from cxr_pred.data.guarded import new_board, serve  # the child imports them by this name, from a notebook too
-        context = get_context("spawn")  # a fork would copy the parent's threads' locks
-        (self.pipe, theirs), self.board = context.Pipe(), new_board() if alone else None
-        self.process = context.Process(target=serve, args=(theirs, call, limits.seconds, limits.megabytes, self.board), daemon=True)
-        self.process.start(); theirs.close()
+        from cxr_pred.data.guarded import new_board  # the child knows it by this name, from a notebook too
+        (self.pipe, theirs), self.board = Pipe(), new_board() if alone else None
+        with theirs: self.process = forked(theirs, call, limits.seconds, limits.megabytes, self.board)
         self.limits, self.ready, self.tasks, self.deadline = limits, False, deque(), time.monotonic() + limits.start
 
     @property

@@ -270,7 +270,7 @@ class Killer:
         import psutil
         child = self.clinic.slots["stable"].child
         if child is None or child.poll() is not None: return None
-        try: decoders = [c for c in psutil.Process(child.pid).children() if "spawn_main" in " ".join(c.cmdline())] if what == "decoder" else []
+        try: decoders = [c for p in psutil.Process(child.pid).children() for c in p.children()] if what == "decoder" else []
         except psutil.Error: return None
         if what == "decoder" and not decoders: return None
         line, begun = {"t": time.time(), "sent": self.traffic.sent, "what": what, "under_way": self.traffic.under_way}, time.monotonic()

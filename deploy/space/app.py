@@ -8,7 +8,7 @@ HERE = Path(__file__).resolve().parent
 for name, value in {"CXR_BUNDLE": str(HERE / "bundle"), "CXR_STATE": tempfile.mkdtemp(prefix="cxr-"), "CXR_RETENTION_DAYS": str(1 / 24),
                     "CXR_PHYSICIAN_KEY": secrets.token_urlsafe(32), "CXR_MAX_UPLOAD_MB": "20"}.items(): os.environ.setdefault(name, value)
 
-from cxr_pred.clinic.api import serve  # after the settings: they are read once
+from cxr_pred.clinic.starting import serve  # after the settings: they are read once
 from cxr_pred.clinic.door import HEADERS
 
 # a Space is shown inside a page of huggingface.co; everywhere else framing stays forbidden
