@@ -21,6 +21,7 @@ from sqlalchemy import ForeignKey, String, func, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Mapped, mapped_column
 
+from .logs import request_id, traced
 from .origin import IDENTITY, origin_of
 from .reading import ReadingRoom
 from .structured import heatmap_file, sr_file
@@ -199,6 +200,7 @@ class Outbox:
         quiet()
         self.room, self.peer, self.ae_title, self.again_s, self.most_s, self.lease_s, self.most_named = room, peer, ae_title, again_s, most_s, lease_s, most_named
         self.fresh, self.closed, self.thread = queue.SimpleQueue(), threading.Event(), None   # fresh: (study id, identity)
+        self.asked = {}   # of a result that is unsent the id of the request that brought its film
         registry = room.metrics.registry
         self.results = Counter("cxr_dicom_results", "Tries to send a result", ["outcome"], registry=registry)   # delivered, peer_away, peer_refused, ...
         self.unnamed = Counter("cxr_dicom_results_unnamed", "Results sent without a name, since the peer did not know the study", registry=registry)
@@ -210,7 +212,9 @@ class Outbox:
 
     def announce(self, study_id: str, identity: dict[str, str]) -> None:
         "Say that a row was written, and whose study it is."
-        if self.peer and self.fresh.qsize() < self.most_named: self.fresh.put((study_id, identity))
+        if not self.peer: return
+        if len(self.asked) < self.most_named: self.asked[study_id] = request_id.get()
+        if self.fresh.qsize() < self.most_named: self.fresh.put((study_id, identity))
 
     def waiting(self) -> float:
         "How many results the peer does not have yet; NaN where the database can't be asked."
@@ -237,7 +241,9 @@ class Outbox:
                 try: task = self.fresh.get(timeout=self.again_s)
                 except queue.Empty: task = None
                 if self.closed.is_set(): return
-                if task := task or self._due(): self.send(*task)
+                if not (task := task or self._due()): continue
+                with traced(self.asked.get(task[0], "")):
+                    if self.send(*task): self.asked.pop(task[0], None)
             except SQLAlchemyError as e: log.warning("the queue of results cannot be read: %s", type(e).__name__); self.closed.wait(self.again_s)
 
     def _due(self) -> tuple[str, None] | None:
