@@ -141,7 +141,8 @@ class ReadingRoom:
         guard: Guard | None = None,            # what decodes; opened and closed with the room if None
         workers: int = 2,                      # films that are read at once, and that its own guard decodes
     ):
-        self.classifier, self.store, self.metrics = classifier, store, Metrics()
+        self.loading = classifier if isinstance(classifier, Future) else None
+        self.classifier, self.store, self.metrics = None if self.loading else classifier, store, Metrics()
         self.most_waiting, self.again_s, self.left_s = most_waiting, again_s, left_s
         self.llm_url, self.client, self.facts = llm_url, None, None
         self.own_guard, self.guard, self.workers = guard is None, guard or Guard(workers), workers
@@ -158,7 +159,7 @@ class ReadingRoom:
             self.safe = safe_of_settings()
             self.guard.start()
             with ThreadPoolExecutor(2) as beside:
-                loading = self.classifier if isinstance(self.classifier, Future) else beside.submit(warmed, self.classifier, threads_of(self.workers))
+                loading = self.loading or beside.submit(warmed, self.classifier, threads_of(self.workers))
                 client = beside.submit(language_client, self.llm_url)
                 self.store = self.store or Store()
                 self.guard.warm(picture_png(Image.fromarray(noise())))
