@@ -213,7 +213,8 @@ class Outbox:
     def announce(self, study_id: str, identity: dict[str, str]) -> None:
         "Say that a row was written, and whose study it is."
         if not self.peer: return
-        if len(self.asked) < self.most_named: self.asked[study_id] = request_id.get()
+        self.asked[study_id] = request_id.get()
+        if len(self.asked) > self.most_named: self.asked.pop(list(self.asked)[0], None)   # the oldest: another reader sent it, or it was forgotten
         if self.fresh.qsize() < self.most_named: self.fresh.put((study_id, identity))
 
     def waiting(self) -> float:
