@@ -929,4 +929,4 @@ def main(): cli()
 
 # %% ../nbs/04_cli.ipynb #c031
 #| eval: false
-if __name__ == "__main__": main()
+if __name__ == "__main__" and "__file__" in globals(): main()   # a notebook has no file

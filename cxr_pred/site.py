@@ -183,4 +183,4 @@ def main() -> int:
 
 # %% ../nbs/05_site.ipynb #482ed0b9
 #| eval: false
-if __name__ == "__main__": sys.exit(main())
+if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())   # a notebook has no file

@@ -45,3 +45,16 @@ def test_exported_modules_are_the_notebooks(tmp_path):
         assert strip((ROOT / "cxr_pred" / rel).read_text()) == strip(new.read_text()), f"{rel} differs: run nbdev_export"
     ours = {p.relative_to(ROOT / "cxr_pred") for p in (ROOT / "cxr_pred").rglob("*.py") if p.name not in ("__init__.py", "_modidx.py")}
     assert ours == exported
+
+
+def test_run_all_in_jupyter_goes_past_the_commands():
+    "A cell that is a command's door leaves alone whoever runs the notebook from top to bottom."
+    import json, os
+    def entered(): raise AssertionError(f"{notebook} runs its command in Jupyter")
+    doors = 0
+    for notebook in NOTEBOOKS:
+        for cell in json.loads((ROOT / notebook).read_text())["cells"]:
+            source = "".join(cell["source"])
+            if cell["cell_type"] == "code" and 'if __name__ == "__main__"' in source:
+                exec(source, {"__name__": "__main__", "sys": sys, "os": os, "main": entered}); doors += 1
+    assert doors > 5

@@ -86,4 +86,4 @@ def main() -> int:
 
 # %% ../../nbs/evaluate/renew.ipynb #c010
 #| eval: false
-if __name__ == "__main__": sys.exit(main())
+if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())   # a notebook has no file

@@ -137,4 +137,4 @@ def main(argv: list[str] | None = None) -> int:
 
 # %% ../../nbs/vision/bundle.ipynb #c019
 #| eval: false
-if __name__ == "__main__": sys.exit(main())
+if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())   # a notebook has no file
