@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STUDY', 'WHEN', 'WRONG', 'MISSING', 'example_report', 'example_answers', 'raised', 'example_problems', 'put_examples',
-           'add_examples']
+           'without_defaults', 'add_examples']
 
 # %% ../../nbs/clinic/examples.ipynb #079d90f7
 import hashlib
@@ -103,7 +103,17 @@ def put_examples(
     return document
 
 
+def without_defaults(
+    document: dict,   # OpenAPI; changed
+) -> dict:
+    "The same document without FastAPI's own 422, which it announces for any address with a parameter: ours are problems, and a word in a path fits always."
+    for operation in (o for path in document["paths"].values() for o in path.values()):
+        if "HTTPValidationError" in json.dumps(operation["responses"].get("422", {})): del operation["responses"]["422"]
+    for name in ("HTTPValidationError", "ValidationError"): document.get("components", {}).get("schemas", {}).pop(name, None)
+    return document
+
+
 def add_examples(app: FastAPI, room: ReadingRoom) -> None:
-    "Have the application's OpenAPI document show examples."
+    "Have the application's OpenAPI document show examples, and no answer that nobody gives."
     plain = app.openapi
-    app.openapi = lambda: put_examples(deepcopy(plain()), room.facts)   # somebody else may be reading it
+    app.openapi = lambda: put_examples(without_defaults(deepcopy(plain())), room.facts)   # somebody else may be reading it
