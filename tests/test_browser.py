@@ -124,9 +124,13 @@ def test_the_sheet_for_the_doctor_and_the_camera(page, url):
     study = httpx.get(f"{url}/{href}".removesuffix("/consultation.pdf")).json()
     assert study["patient"]["age"] == 54 and study["patient"]["symptoms"] == ["cough"]
     page.wait_for_function("() => document.querySelector('#drop input[type=file]')?.accept.includes('.dcm')", timeout=10_000)  # the field is drawn anew after each film
+    assert page.get_by_label("Age in years").input_value() == "" and not page.get_by_label("Cough", exact=True).is_checked(), "the next film may be another person's"
     slider = page.locator("#answer input[type=range]")
     slider.focus(); slider.press("Home"); slider.press("ArrowRight")
     assert page.locator("#answer img.over").evaluate("i => getComputedStyle(i).opacity") == "0.01", "by keyboard too"
+    page.get_by_label("Age in years").fill("seven")
+    drop(page, "film.png", encoded(pattern()))
+    assert "number between 0 and 120" in card(page, "error").inner_text() and page.get_by_label("Age in years").input_value() == "seven", "what was wrong can be mended"
 
 
 class SlowWriter(BaseHTTPRequestHandler):

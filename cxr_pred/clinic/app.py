@@ -223,12 +223,15 @@ def film_tab(room: ReadingRoom) -> None:
         drop, about, gallery = film_side(room, films)
         with gr.Column(scale=3, min_width=320): answer = gr.HTML(waiting_card(), elem_id="answer")
 
-    def dropped(path, age, sex, symptoms, complaint, request: gr.Request): return *(read(room, lambda: take(path, uploads), age, sex, symptoms, complaint, lambda: page_sender(room, request.cookies)) if path else (waiting_card(), "")), None
+    def dropped(path, age, sex, symptoms, complaint, request: gr.Request):
+        if not path: return waiting_card(), "", None, *map(lambda _: gr.skip(), about)
+        card, study_id = read(room, lambda: take(path, uploads), age, sex, symptoms, complaint, lambda: page_sender(room, request.cookies))
+        return card, study_id, None, *((None, None, [], "") if study_id else map(lambda _: gr.skip(), about))   # the next film may be another person's; what was wrong can be mended
     def chosen(age, sex, symptoms, complaint, event: gr.SelectData, request: gr.Request): return read(room, lambda: films[event.index].read_bytes(), age, sex, symptoms, complaint, lambda: page_sender(room, request.cookies))
     def explained(study_id): yield gr.skip(); yield from follow(room, study_id)  # a generator that yields nothing would empty the card
     show = dict(fn=None, js=SHOW, queue=False)
     after = dict(inputs=study, outputs=answer, show_progress="hidden", concurrency_limit=16, api_visibility="private")
-    given = [drop.upload(dropped, [drop, *about], [answer, study, drop], concurrency_limit=4, show_progress_on=answer, api_visibility="private")]
+    given = [drop.upload(dropped, [drop, *about], [answer, study, drop, *about], concurrency_limit=4, show_progress_on=answer, api_visibility="private")]
     if gallery: given.append(gallery.select(chosen, about, [answer, study], concurrency_limit=4, show_progress_on=answer, api_visibility="private"))
     for event in given:
         event.then(**show)

@@ -26,7 +26,7 @@ ENGLISH = {
     "examples": "No film at hand? Try one of these",
     "examples_note": "They are synthetic: no patient was X-rayed for them.",
     "about": "About the patient (optional)",
-    "about_note": "Fill this in before the film. It goes on the report for the doctor. The reader looks at the film only.",
+    "about_note": "Fill this in before the film. It goes on the report for the doctor; for the next film the fields are empty again. The reader looks at the film only.",
     "age": "Age in years",
     "sex": "Sex",
     "sexes": {"F": "female", "M": "male"},

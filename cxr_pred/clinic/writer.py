@@ -15,7 +15,7 @@ from .logs import ID_HEADER, request_id, sound_id
 from .study import Report
 from ..core import CxrError, SetupError, log, read_json, settings, write_json
 from ..language.case import Case, Reader
-from ..language.facts import entry, texts
+from ..language.facts import caveats
 from ..language.findings import Explanation, choices, finding_prompt, fits, template_explanation
 from ..language.verify import check, sentence_problems, sentences_among
 
@@ -49,7 +49,7 @@ def may_say(
 ) -> dict[str, list[tuple[str, ...]]]:
     "`choices` with the caveats that are always added."
     may = choices(case, facts)
-    return may | {"details": [*may["details"], *((t,) for t in texts(entry(facts, case), "caveat"))]}
+    return may | {"details": [*may["details"], *((t,) for t in caveats(facts, case))]}
 
 
 def problems_of(

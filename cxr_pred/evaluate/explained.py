@@ -184,7 +184,7 @@ def blind_sheet(
     table, secret = [], {}
     for i, (line, attempt, why, text) in enumerate(taken):
         case = Case(**line["case"])
-        table.append(dict(zip(COLUMNS, (f"t{i + 1:03}", in_words(case, facts), "a child's parents" if (case.reader, case.age_group) == ("patient", "child") else case.reader, spoken(text), "", ""))))
+        table.append(dict(zip(COLUMNS, (f"t{i + 1:03}", in_words(case, facts), "a child's parents" if case.reader == "patient" and case.is_child else case.reader, spoken(text), "", ""))))
         secret[f"t{i + 1:03}"] = {"line": line["key"], "attempt": attempt, "refused": bool(why), "why": why, "text_sha256": hashlib.sha256(spoken(text).encode()).hexdigest()}
     for path in (sheet, key): Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(sheet, "w", encoding="utf-8", newline="") as f:

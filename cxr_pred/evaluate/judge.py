@@ -231,7 +231,8 @@ SOON_ENOUGH = {"soon": re.compile(r"\b(?:today|tomorrow|now|at once|tonight|next
 def rule_urgency(case: Case, facts: dict) -> str:
     "The urgency that facts.yaml asks for."
     f = case.answered
-    levels = [facts["classes"][str(l)]["urgency"] for l in {f.label, *f.prediction_set}] + [facts["severity_floor"].get(f.severity, "routine")] + [(facts["symptom_floor"] | (facts.get("symptom_floor_children", {}) if case.age_group == "child" else {})).get(s, "routine") for s in case.symptoms]
+    levels = [facts["classes"][str(l)]["urgency"] for l in {f.label, *f.prediction_set}] + [facts["severity_floor"].get(f.severity, "routine")] + [(facts["symptom_floor"] | (facts.get("symptom_floor_children", {}) if case.age_group in ("baby", "child") else {}) | (facts.get("symptom_floor_babies", {}) if case.age_group == "baby" else {})).get(s, "routine") for s in case.symptoms]
+    levels += [p["urgency"] for p in facts.get("symptom_pairs", []) if all(s in case.symptoms for s in p["symptoms"])]
     return max(levels, key=LEVELS.index)
 
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MEDICINE', 'URGENCIES', 'LINES', 'NO_ANSWERS', 'line_problems', 'entry_problems', 'facts_problems', 'load_facts',
-           'entry', 'texts', 'reading_grade', 'urgency', 'next_steps']
+           'for_reader', 'entry', 'texts', 'reading_grade', 'highest', 'floor', 'urgency', 'next_steps', 'urgent_signs',
+           'caveats']
 
 # %% ../../nbs/language/facts.ipynb #c002
 import re
@@ -14,8 +15,8 @@ from typing import Any, get_args
 import yaml
 
 from ..core import SetupError
-from ..data.labels import LABELS
-from .case import Case, Symptom
+from ..data.labels import CHEST, LABELS
+from .case import CHEST_SYMPTOMS, Case, Symptom
 
 # %% ../../nbs/language/facts.ipynb #c004
 MEDICINE = re.compile(r"\b(antibiotics?|antivirals?|paracetamol|acetaminophen|ibuprofen|aspirin|naproxen|codeine|morphine|opioids?|tramadol|diclofenac|"
@@ -72,7 +73,9 @@ def facts_problems(facts: dict) -> list[str]:
         out += entry_problems(whose, {"urgency": level, "next_steps": (facts.get(whose) or {}).get(level)}, ("next_steps",), sources)
     for level in URGENCIES:
         out += entry_problems("clinicians", {"urgency": level, "next_steps": (facts.get("clinicians") or {}).get(level)}, ("next_steps",), sources)
-    for whose in ("symptom_floor", "symptom_floor_children"): out += [f"{whose}: {s}: {level}" for s, level in (facts.get(whose) or {}).items() if s not in get_args(Symptom) or level not in URGENCIES]
+    out += line_problems("film_notes", {"caveat": [*(facts.get("film_notes") or {}).values()]}, sources)
+    out += [f"symptom_pairs: {p}" for p in facts.get("symptom_pairs") or [] if set(p) != {"symptoms", "urgency"} or p["urgency"] not in URGENCIES or not {*p["symptoms"]} <= {*get_args(Symptom)}]
+    for whose in ("symptom_floor", "symptom_floor_children", "symptom_floor_babies"): out += [f"{whose}: {s}: {level}" for s, level in (facts.get(whose) or {}).items() if s not in get_args(Symptom) or level not in URGENCIES]
     for name, e in other.items(): out += entry_problems(name, e, ("what_it_is", "next_steps", "urgent_signs"), sources)
     return out
 
@@ -87,14 +90,20 @@ def load_facts(
     return facts
 
 # %% ../../nbs/language/facts.ipynb #c012
+def for_reader(
+    section: dict,  # of a class or a reason
+    case: Case,
+) -> dict:
+    "For a child with the children's lines in place of the adults', for a clinician with theirs in place of either."
+    return section | ((section.get("children") or {}) if case.is_child else {}) | ((section.get("clinician") or {}) if case.reader == "clinician" else {})
+
+
 def entry(
     facts: dict,
     case: Case,
 ) -> dict:
-    "The section of the facts that an explanation of this answer stands on; for a child with the children's lines in place of the adults', for a clinician with theirs in place of either."
-    if case.answered is None: found = facts["no_answer"][case.reason_code if case.reason_code in NO_ANSWERS else "low_confidence"]
-    else: found = facts["classes"][str(case.answered.label)]
-    return found | ((found.get("children") or {}) if case.age_group == "child" else {}) | ((found.get("clinician") or {}) if case.reader == "clinician" else {})
+    "The section of the facts that an explanation of this answer stands on, for its reader."
+    return for_reader(facts["no_answer"][case.reason_code if case.reason_code in NO_ANSWERS else "low_confidence"] if case.answered is None else facts["classes"][str(case.answered.label)], case)
 
 
 def texts(
@@ -112,24 +121,58 @@ def reading_grade(text: str) -> float:
     return 0.39 * len(words) / ends + 11.8 * parts / max(1, len(words)) - 15.59
 
 # %% ../../nbs/language/facts.ipynb #c019
+def highest(levels) -> str: return max(levels, key=URGENCIES.index, default="routine")
+
+
+def floor(
+    facts: dict,
+    case: Case,
+) -> str:
+    "What the symptoms ask for, each alone and together, and the severity of an answer, whatever the class."
+    of = facts["symptom_floor"] | (facts.get("symptom_floor_children", {}) if case.is_child else {}) | (facts.get("symptom_floor_babies", {}) if case.age_group == "baby" else {})
+    found = [of.get(s, "routine") for s in case.symptoms] + [p["urgency"] for p in facts.get("symptom_pairs", ()) if {*p["symptoms"]} <= {*case.symptoms}]
+    return highest(found + ([facts["severity_floor"][case.answered.severity]] if case.answered else []))
+
+
 def urgency(
     facts: dict,
     case: Case,
 ) -> str:
-    "Routine, soon or urgent: the highest of the class, the prediction set, the severity's floor and the symptoms'."
-    floor = facts["symptom_floor"] | (facts.get("symptom_floor_children", {}) if case.age_group == "child" else {})
-    found = [entry(facts, case)["urgency"], *(floor.get(s, "routine") for s in case.symptoms)]
-    if f := case.answered: found += [facts["classes"][str(l)]["urgency"] for l in f.prediction_set] + [facts["severity_floor"][f.severity]]
-    return max(found, key=URGENCIES.index)
+    "Routine, soon or urgent: the highest of the class, the prediction set, the severity's floor and the symptoms'; of a film left open between answers, the lowest of theirs counts too."
+    held = [facts["classes"][str(l)]["urgency"] for l in case.finding.prediction_set] if case.finding and (case.answered or case.reason_code in ("low_confidence", "ambiguous")) else []
+    return highest([entry(facts, case)["urgency"], floor(facts, case), *(held if case.answered else [min(held, key=URGENCIES.index)] if held else [])])
 
 # %% ../../nbs/language/facts.ipynb #c022
 def next_steps(
     facts: dict,
     case: Case,
 ) -> list[str]:
-    "What to do next, in the words of the facts; the first step is the escalation's where the rule is above the class. A clinician's are those of the urgency."
+    "What to do next, in the words of the facts; the first step is the escalation's or another class's where the rule is above the class. A clinician's are those of the urgency."
     found, level = entry(facts, case), urgency(facts, case)
     if case.reader == "clinician": return [line["text"] for line in facts["clinicians"][level]]
     steps = texts(found, "next_steps")
-    above = facts["escalation_children" if case.age_group == "child" and "escalation_children" in facts else "escalation"]
-    return [above[level][0]["text"], *steps[1:]] if level != found["urgency"] else steps
+    if floor(facts, case) == level and (level == "urgent" or level != found["urgency"] and level != "routine"):
+        return [facts["escalation_children" if case.is_child and "escalation_children" in facts else "escalation"][level][0]["text"], *steps[1:]]
+    if level == found["urgency"]: return steps
+    asks = max((l for l in case.finding.prediction_set if facts["classes"][str(l)]["urgency"] == level), key=lambda l: case.finding.probabilities[l])
+    return [texts(for_reader(facts["classes"][str(asks)], case), "next_steps")[0], *steps[1:]]
+
+
+def urgent_signs(
+    facts: dict,
+    case: Case,
+) -> list[str]:
+    "When to call for help at once, to a patient; the general sign too where somebody names a symptom that raises the urgency and is not of the film's part: of the chest beside a limb's film, or the other way round."
+    if case.reader == "clinician": return []
+    signs = texts(entry(facts, case), "urgent_signs")
+    elsewhere = case.answered and any((s in CHEST_SYMPTOMS) != (case.answered.label in CHEST) for s in case.symptoms if s in facts["symptom_floor"])
+    return signs + (texts(for_reader(facts["no_answer"]["low_confidence"], case), "urgent_signs")[:1] if elsewhere else [])
+
+
+def caveats(
+    facts: dict,
+    case: Case,
+) -> list[str]:
+    "What has to be said with an answer, of its class and of its film."
+    notes = facts.get("film_notes", {})
+    return texts(entry(facts, case), "caveat") + [notes[q]["text"] for q in (case.answered.quality_flags if case.answered else ()) if q in notes]

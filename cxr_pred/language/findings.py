@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .case import Case, Symptom
-from .facts import entry, next_steps, texts, urgency
+from .facts import caveats, entry, next_steps, texts, urgency, urgent_signs
 from ..vision.finding import Finding, confidence_word
 
 # %% ../../nbs/language/findings.ipynb #c004
@@ -57,7 +57,7 @@ def joined(words: Sequence[str], last: str = "and") -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}"
 
 
-def known_zones(finding: Finding) -> list[str]: return [z for z in finding.zones if z in ZONES]
+def known_zones(finding: Finding) -> list[str]: return [z for z in finding.zones if z in ZONES and "sideways" not in finding.quality_flags]   # on its side left is not left
 def known_flags(finding: Finding) -> list[str]: return [FLAGS[f] for f in finding.quality_flags if f in FLAGS]
 
 
@@ -129,7 +129,7 @@ def named_symptoms(case: Case) -> str:
     return joined([SAID[s] for s in case.symptoms]) if case.symptoms else ""
 
 
-def in_whom(case: Case) -> str: return " in the child" if case.age_group == "child" else ""
+def in_whom(case: Case) -> str: return " in the child" if case.is_child else ""
 
 
 def filling(
@@ -137,7 +137,7 @@ def filling(
     facts: dict,
 ) -> dict[str, str]:
     "What can be said about a finding, by kind of statement; empty where there is nothing to say."
-    f, child, places, flags, others = case.answered, case.age_group == "child", [*dict.fromkeys(known_zones(case.answered))], known_flags(case.answered), not_ruled_out(case.answered, facts)
+    f, child, places, flags, others = case.answered, case.is_child, [*dict.fromkeys(known_zones(case.answered))], known_flags(case.answered), not_ruled_out(case.answered, facts)
     return {"name": with_article(entry(facts, case)["name"]), "word": confidence_word(f.probability), "percent": str(percent(f.probability)), "coverage": str(percent(f.coverage)),
             "zones": joined(places, "and the") if places else "", "side": side_words(places, "the child's own" if child else "your own"), "whom": "the child" if child else "you", "severity": f.severity if f.severity in ("mild", "moderate", "severe") else "",
             "others": joined([with_article(o) for o in others], "or") if others else "", "listed": joined([with_article(o) for o in others]) if others else "", "flags": joined(flags) if flags else "", "symptoms": named_symptoms(case), "whose": in_whom(case)}
@@ -188,9 +188,7 @@ def assemble(
     **more,       # source, verified, fallback_reason
 ) -> Explanation:
     "Add next steps, caveat, emergency signs and the rule's urgency to what a writer said."
-    e = entry(facts, case)
-    signs = texts(e, "urgent_signs") if case.reader == "patient" else []
-    return Explanation(summary=said["summary"], details=" ".join([said["details"], *texts(e, "caveat")]), next_steps=[*next_steps(facts, case), *signs],
+    return Explanation(summary=said["summary"], details=" ".join([said["details"], *caveats(facts, case)]), next_steps=[*next_steps(facts, case), *urgent_signs(facts, case)],
                        urgency=urgency(facts, case), language=facts["language"], **more)
 
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 
 from ..data.labels import CHEST, LABELS
 from .case import FOUND, Case
-from .facts import MEDICINE, URGENCIES, entry, texts, urgency
+from .facts import MEDICINE, URGENCIES, caveats, entry, next_steps, texts, urgency, urgent_signs
 from .findings import SAID, Explanation, known_flags, known_zones, named_symptoms, percent
 from .vocabulary import strange_words, words_of
 from ..vision.finding import Finding, confidence_word
@@ -48,8 +48,8 @@ def trusted(
 ) -> set[str]:
     "The sentences that the facts offer for this answer and reader, in plain form; for no answer those of every reason."
     found = [entry(facts, case), *([] if case.answered else facts["no_answer"].values())]
-    offered = facts["clinicians" if case.reader == "clinician" else "escalation_children" if case.age_group == "child" and "escalation_children" in facts else "escalation"]
-    lines = [t for e in found for t in texts(e)] + [l["text"] for level in offered.values() for l in level]
+    offered = facts["clinicians" if case.reader == "clinician" else "escalation_children" if case.is_child and "escalation_children" in facts else "escalation"]
+    lines = [t for e in found for t in texts(e)] + [l["text"] for level in offered.values() for l in level] + [*next_steps(facts, case), *urgent_signs(facts, case), *caveats(facts, case)]
     return {plain(s) for t in lines for s in sentences(t)}
 
 # %% ../../nbs/language/verify.ipynb #c007
@@ -274,7 +274,7 @@ def form_problems(
     "Length, repetition, leaked prompt, strange characters."
     for name, text, low, high in (("summary", explanation.summary, 12, 300), ("details", explanation.details, 20, 1600), *(("step", s, 10, 320) for s in explanation.next_steps)):
         if not low <= len(text) <= high: yield f"length: {name} of {len(text)} characters"
-    if not 1 <= len(explanation.next_steps) <= 6: yield f"length: {len(explanation.next_steps)} next steps"
+    if not 1 <= len(explanation.next_steps) <= 8: yield f"length: {len(explanation.next_steps)} next steps"
     said = [plain(s) for part in (explanation.summary, explanation.details, *explanation.next_steps) for s in sentences(part)]
     for s in sorted({s for s in said if said.count(s) > 1}): yield f"repeat: {s!r}"
     if m := LEAK.search(explanation.text): yield f"leak: {m[0]!r}"
@@ -293,7 +293,7 @@ def missing_problems(
     facts: dict,
 ) -> Iterator[str]:
     "What has to be said and is not: the answer, what else it may be, its caveat and, to a patient, the emergency signs."
-    e, finding = entry(facts, case), case.answered
+    finding = case.answered
     if finding is not None:
         own = (CONDITION | PART).get(str(finding.label))
         if own is None and not NORMAL_SAID.search(explanation.summary): yield "missing: the summary does not say that nothing it knows was found"
@@ -306,7 +306,7 @@ def missing_problems(
         spoken = {n for t in sentences(explanation.text) if OPEN.search(t) for n in named(t)}
         spoken |= {"NORMAL" for t in sentences(explanation.text) if OPEN.search(t) and re.search(r"\bnormal\b|\bno finding\b|\bnone of\b", t, re.I)}
         for l in sorted({str(l) for l in finding.prediction_set} - {str(finding.label)} - spoken): yield f"missing: it does not say that {l} cannot be ruled out"
-        for t in texts(e, "caveat", *(["urgent_signs"] if case.reader == "patient" else [])):
+        for t in (*caveats(facts, case), *urgent_signs(facts, case)):
             if t not in explanation.text: yield f"missing: {t[:40]!r}"
     elif not re.search(r"can't (?:tell|say)|cannot (?:tell|say)|no answer|(?:not|n't|nothing was|not been|unable to be) read|won't (?:guess|say)|more than one way|no reading|didn't answer|got something else|does not choose|doesn't choose|unable", explanation.summary, re.I): yield "missing: the summary does not say that there is no answer"
 
