@@ -89,6 +89,7 @@ def test_second_reader_from_list_to_decision(client, store):
     assert client.get(f"/v1/worklist/{study}", headers=keys["dr-b"]).json()["said"] == [] and read("dr-b", "TUBERCULOSIS").json()["state"] == "adjudication"
     assert [s["physician"] for s in client.get(f"/v1/worklist/{study}", headers=keys["dr-c"]).json()["said"]] == ["dr-a", "dr-b"]
     assert problem_of(read("dr-c", "PNEUMONIA"), 409)["code"] == "not_adjudication"
+    assert problem_of(read("dr-b", "TUBERCULOSIS", "adjudication"), 409)["code"] == "same_reader", "a third decides"
     assert read("dr-c", "PNEUMONIA", "adjudication").json()["state"] == "closed" and client.get("/v1/worklist", headers=keys["dr-c"]).json()["items"] == []
     assert problem_of(read("dr-b", "NORMAL"), 409)["code"] == "already_closed"
     assert problem_of(read("dr-b", "NORMAL", regions=[[0, 0, 2, 1]]), 422) and problem_of(client.get("/v1/worklist?cursor=x", headers=keys["dr-a"]), 422)["code"] == "bad_cursor"

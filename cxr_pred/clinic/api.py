@@ -100,12 +100,13 @@ def add_error_handlers(app: FastAPI, rejects, failures) -> None:
 
 # %% ../../nbs/clinic/api.ipynb #c009
 class BodyLimit:
-    "ASGI middleware: refuse request bodies of more than `most` bytes with 413 too_large."
+    "ASGI middleware: refuse request bodies of more than `most` bytes with 413 too_large, and with 503 busy what would make all that are held more than `most_held`."
 
-    def __init__(self, app, most: int, rejects): self.app, self.most, self.rejects = app, most, rejects
+    def __init__(self, app, most: int, rejects, most_held: int = 2**29): self.app, self.most, self.rejects, self.most_held, self.held = app, most, rejects, max(most, most_held), 0
 
-    def refusal(self) -> JSONResponse:
-        self.rejects.labels("too_large").inc()
+    def refusal(self, code: str = "too_large") -> JSONResponse:
+        self.rejects.labels(code).inc()
+        if code == "busy": return problem(503, code, "Too much is being received at once.", "Ask again in a moment.", headers={"Retry-After": "5", "Connection": "close"})
         return problem(413, "too_large", f"The request is over the limit of {self.most / 2**20:g} MB.", "Send one film, or export it smaller.", headers={"Connection": "close"})
 
     async def __call__(self, scope, receive, send):
@@ -113,15 +114,15 @@ class BodyLimit:
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if not length.isdigit(): return await problem(400, "bad_request", "Content-Length is not a number.")(scope, receive, send)
         if int(length) > self.most: return await self.refusal()(scope, receive, send)
-        seen, over, started = 0, False, False
+        if self.held + int(length) > self.most_held: return await self.refusal("busy")(scope, receive, send)
+        seen, over, started = 0, "", False
 
         async def counted():
             nonlocal seen, over
             message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self.most:
-                over = True
-                raise InputError("too_large", "The request is over the limit.", status=413)
+            seen += (n := len(message.get("body", b""))); self.held += n
+            over = over or ("too_large" if seen > self.most else "busy" if n and self.held > self.most_held else "")
+            if over: raise InputError(over, "The request is over the limit.", status=413)
             return message
 
         async def watched(message):
@@ -133,7 +134,8 @@ class BodyLimit:
         try: await self.app(scope, counted, watched)
         except InputError:
             if not over: raise  # not ours
-        if over and not started: await self.refusal()(scope, receive, send)
+        finally: self.held -= seen
+        if over and not started: await self.refusal(over)(scope, receive, send)
 
 # %% ../../nbs/clinic/api.ipynb #c013
 def sent_event(
@@ -285,6 +287,7 @@ def create_app(
 
     async def sweep_when(opening):
         await opening
+        while room.store is None and not room.closed.is_set(): await asyncio.sleep(1)   # a database that is away
         if room.store: keep_swept(room.store, room.closed)
 
     @asynccontextmanager
@@ -300,7 +303,7 @@ def create_app(
     app.state.room, app.state.lanes = room, lanes
     most = int(settings().max_upload_mb * 2**20)
     MultiPartParser.spool_max_size = most   # Starlette writes what is larger than 1 MB to a temporary file: a patient's name, in clear, on a disk
-    app.add_middleware(BodyLimit, most=most, rejects=room.metrics.rejects)
+    app.add_middleware(BodyLimit, most=most, rejects=room.metrics.rejects, most_held=int(clinic_settings().bodies_mb * 2**20))
     app.add_middleware(Door, rejects=room.metrics.rejects)
     app.add_middleware(RequestLines)
     give_request_ids(app)

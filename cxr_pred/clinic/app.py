@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PAGE_CSS', 'OPEN_PART', 'PAGE_JS', 'SHOW', 'waiting_card', 'error_card', 'uploads_folder', 'sweep', 'take',
            'page_sender', 'answer_card', 'read', 'follow', 'example_films', 'example_caption', 'theme',
-           'patient_fields', 'film_side', 'film_tab', 'board', 'board_tabs', 'build_page', 'mount']
+           'patient_fields', 'film_side', 'film_tab', 'board', 'board_tabs', 'build_page', 'UploadDoor', 'mount']
 
 # %% ../../nbs/clinic/app.ipynb #c002
 import os, time
@@ -15,8 +15,11 @@ from html import escape
 from pathlib import Path
 from typing import get_args
 
+import anyio
 from pydantic import ValidationError
+from starlette.requests import Request
 
+from .api import public
 from .auth import Who, clinic_settings, who_is
 from .benefit import BENEFIT_CSS
 from .boards import BOARD_CSS, data_board, drift_board, model_board
@@ -273,6 +276,18 @@ def build_page(room: ReadingRoom):
 
 
 # %% ../../nbs/clinic/app.ipynb #c017
+class UploadDoor:
+    "ASGI middleware: where only those may send films who show who they are, nobody else's upload reaches the disk."
+
+    def __init__(self, app, room: ReadingRoom): self.app, self.room = app, room
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "http" and scope["path"].endswith("/gradio_api/upload") and clinic_settings().films_need_role:
+            try: await anyio.to_thread.run_sync(page_sender, self.room, Request(scope).cookies)
+            except CxrError as e: return await public(e)(scope, receive, send)
+        await self.app(scope, receive, send)
+
+
 def mount(
     app,  # the FastAPI application, complete but for this
     room: ReadingRoom,
@@ -285,5 +300,6 @@ def mount(
     import gradio as gr
     page = build_page(room)
     page.has_launched = True
+    app.add_middleware(UploadDoor, room=room)
     gr.mount_gradio_app(app, page, path="/", theme=theme(), head=f"<style>{PAGE_CSS}</style><script>{VIEWER_JS}{PAGE_JS}</script>", footer_links=[], show_error=False, ssr_mode=False,
                         max_file_size=int(settings().max_upload_mb * 2**20), enable_monitoring=False)

@@ -35,6 +35,7 @@ class ClinicSettings(BaseSettings):
     instances: int = Field(1, ge=1)                  # of the service behind one address: the two limits above are divided among them
     workers: int = Field(0, ge=0)                    # films read at once; 0: as many as cores
     films_waiting: int = Field(96, ge=0)             # requests with films that may wait until one is read; a staging's load test has 64 senders
+    bodies_mb: float = Field(512, gt=0)              # of requests that are being received or wait, together in memory
     films_need_role: bool = False                    # films are read only for those who show who they are
     retention_days: float | None = Field(None, gt=0) # older studies are deleted; kept for ever if None
     oidc_issuer: str | None = None                   # address of the hospital's OpenID provider

@@ -92,7 +92,7 @@ def story(
     part = lambda name, *pieces: [KeepTogether([P(name, "head"), *pieces])]
     sure = [P(confidence_line(f)), *bar_table(bars(f)[:4], st["soft"]), P(set_sentence(f), "soft")] if report.status == "ok" else []
     about = [P(f"{S['zones']}: {place_words(report)}. {S['severity']}: {S['severities'][f.severity]}.", "soft")] if report.status == "ok" else []
-    return [P(s["title"], "title"), P(s["lead"].format(date=f"{at:%Y-%m-%d %H:%M}") if at else s["lead_undated"], "lead"), P(report.disclaimer, "warn"),
+    return [P(s["title"], "title"), P(s["lead"].format(date=f"{at:%Y-%m-%d %H:%M}") if at else s["lead_undated"], "lead"), P(S["disclaimer"], "warn"),
             *part(s["showed"], P(headline(report), "answer"), *([] if e or report.status == "ok" else [P(S["reason"][report.reason_code])]), *sure),
             Spacer(1, 6), *pictures(report, film, heat, st["soft"]), *about, *(P(flag_words(q), "soft") for q in (f.quality_flags if f else [])),
             *part(s["told"], P(patient_line(report.patient) or s["told_nothing"])),
@@ -114,7 +114,7 @@ def consultation_pdf(
     except ModuleNotFoundError: raise SetupError("no_reportlab", "The sheet for the doctor needs reportlab, which is not installed.", "pip install reportlab") from None
     def foot(canvas, doc):
         canvas.setFont("Helvetica", 7.5); canvas.setFillColor("#8a4b00")
-        canvas.drawString(doc.leftMargin, 26, plain(report.disclaimer)); canvas.drawRightString(doc.pagesize[0] - doc.rightMargin, 26, S["sheet"]["page"].format(n=canvas.getPageNumber()))
+        canvas.drawString(doc.leftMargin, 26, plain(S["disclaimer"])); canvas.drawRightString(doc.pagesize[0] - doc.rightMargin, 26, S["sheet"]["page"].format(n=canvas.getPageNumber()))
     out = io.BytesIO()
     doc = SimpleDocTemplate(out, pagesize=(595.3, 841.9), leftMargin=50, rightMargin=50, topMargin=36, bottomMargin=44, title=S["sheet"]["title"], author=S["title"], lang=S["language"], invariant=1)
     doc.build(story(report, film, heat, at), onFirstPage=foot, onLaterPages=foot)

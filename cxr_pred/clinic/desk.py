@@ -86,7 +86,7 @@ class Opened(NamedTuple):
 
 def need_of(state: str, readers: list[str], who: Who) -> str:
     "What a study needs of a physician."
-    if state == "adjudication": return "adjudication"
+    if state == "adjudication": return "feedback" if who.name in readers else "adjudication"
     return "reading" if state in ("unread", "second") and who.name not in readers else "feedback"
 
 

@@ -90,7 +90,7 @@ SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 def imaging_study(report: Report, origin: Origin, version: Version) -> dict:
     "The study that the film is, or is put in."
     known = [(origin.modality, origin.series_uid, origin.sop_uid, origin.sop_class)] if origin.from_dicom else []
-    made = [("OT", own_uid(report.study_id, "heatmap series"), own_uid(report.study_id, "heatmap"), SECONDARY_CAPTURE)] if report.finding else []
+    made = [("OT", own_uid(report.study_id, "heatmap series"), own_uid(report.study_id, "heatmap"), SECONDARY_CAPTURE)] if report.status == "ok" and not report.spread else []   # as `result_files` sends it
     as_coded = lambda m: {"system": SYSTEMS["DCM"], "code": m}
     modality = (lambda m: {"coding": [as_coded(m)]}) if version == "r5" else as_coded
     series = [{"uid": s, "modality": modality(m), "instance": [{"uid": i, "sopClass": {"system": "urn:ietf:rfc:3986", "code": f"urn:oid:{c}"}}]} for m, s, i, c in known + made if m]

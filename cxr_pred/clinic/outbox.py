@@ -236,7 +236,7 @@ class Outbox:
 
     def _run(self) -> None:
         self.room.opened.wait()
-        if self.room.store is None: return   # the room could not open, and says why
+        while self.room.store is None and not self.closed.wait(0.5): pass   # the room could not open, and says why
         while not self.closed.is_set():
             try:
                 try: task = self.fresh.get(timeout=self.again_s)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LIGHT', 'DARK', 'CSS', 'CARD', 'PAGE', 'picture_png', 'data_uri', 'headline', 'bars', 'set_sentence', 'place_words',
-           'patient_line', 'card_html', 'html_report', 'print_report']
+           'age_words', 'patient_line', 'card_html', 'html_report', 'print_report']
 
 # %% ../../nbs/clinic/report.ipynb #c002
 import base64, io
@@ -15,6 +15,7 @@ from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
 from .study import Patient, Report
+from ..data.dicom import OLDEST
 from .words import STRINGS, confidence_line, flag_words, percent
 from ..data.images import Film
 from ..data.labels import NAMES
@@ -53,7 +54,7 @@ def bars(finding: Finding) -> list[dict]:
 def set_sentence(finding: Finding) -> str:
     "What the prediction set says, as a sentence."
     coverage, others = round(100 * finding.coverage), [NAMES[l] for l in finding.prediction_set if l != finding.label]
-    return STRINGS["set_many"].format(coverage=coverage, names=", ".join(others)) if others else STRINGS["set_one"].format(coverage=coverage)
+    return STRINGS[("set_many" if others else "set_one") + ("_limb" if finding.label.startswith("FRACTURE") else "")].format(coverage=coverage, names=", ".join(others))
 
 
 def place_words(report: Report) -> str:
@@ -62,10 +63,18 @@ def place_words(report: Report) -> str:
     return (", ".join(report.finding.zones) if report.finding else "") or STRINGS["zones_none"]
 
 
+def age_words(
+    years: float | None,  # up to 90, which stands for more (`clinic.study.Patient`)
+) -> str:
+    "An age as people say it: weeks and months of the very young; empty where it is not known."
+    if years is None: return ""
+    kind, n = ("old", 0) if years >= OLDEST else ("years", years) if years >= 2 else ("months", round(12 * years)) if years >= 0.25 else ("weeks", round(52 * years))
+    return STRINGS["ages"][kind].format(n=n)
+
+
 def patient_line(patient: Patient) -> str:
     "Sex, age, view and symptoms as one line; empty where nothing is known."
-    age = None if patient.age is None else f"{patient.age:g} years"
-    parts = [patient.sex and STRINGS["sexes"][patient.sex], age, patient.view and f"{patient.view} view", *patient.symptoms]
+    parts = [patient.sex and STRINGS["sexes"][patient.sex], age_words(patient.age), patient.view and STRINGS["view"].format(view=patient.view), *patient.symptoms]
     return ", ".join(p for p in parts if p)
 
 # %% ../../nbs/clinic/report.ipynb #c013
@@ -124,7 +133,7 @@ CARD = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
 {% if patient %}<dt>{{ s.patient }}</dt><dd>{{ patient }}</dd>{% endif %}</dl>
 {% if flags %}<ul>{% for f in flags %}<li>{{ f }}</li>{% endfor %}</ul>{% endif %}</section>{% endif %}
 </div>
-<p class="disclaimer">{{ r.disclaimer }}</p>
+<p class="disclaimer">{{ s.disclaimer }}</p>
 <p class="end">{% if link %}<a class="noprint" href="{{ link }}/consultation.pdf" target="_blank" rel="noopener">{{ s.sheet.link }}</a><a class="noprint" href="{{ link }}/report.html" target="_blank" rel="noopener">{{ s.report }}</a>{% endif %}<span>{{ s.study }} {{ r.study_id }}</span><span>{{ s.model }} {{ r.finding.model_version if r.finding else r.bundle_hash[:12] }}</span>{% if r.timings.total_ms %}<span>{{ s.time.format(ms=r.timings.total_ms) }}</span>{% endif %}</p>
 </article>""")
 
@@ -188,5 +197,5 @@ def print_report(
         steps = Table.grid(padding=(0, 1))
         for step in e.next_steps: steps.add_row(" •", step)
         parts += [*([Text()] if parts else []), *hurry, Text(e.summary), *([Text(e.details)] if e.details else []), steps, Text(STRINGS["source"][e.source], style="dim")]
-    parts += [Text(), Text(report.disclaimer, style="yellow")]
+    parts += [Text(), Text(STRINGS["disclaimer"], style="yellow")]
     (console or Console()).print(Panel(Group(*parts), title=Text(f"{title}: {headline(report)}" if title else headline(report), style="bold"), title_align="left", box=box.ROUNDED))

@@ -82,7 +82,7 @@ def sr_content(report: Report, origin: Origin):
     observer = hd.sr.DeviceObserverIdentifyingAttributes(own_uid("device", model_of(report)), name="cxr_pred", manufacturer_name="cxr_pred", model_name=model_of(report))
     context = hd.sr.ObservationContext(observer_device_context=hd.sr.ObserverContext(sr_code(Coded("121007", "DCM", "Device")), observer))
     tree = hd.sr.MeasurementReport(context, sr_code(PLAIN_FILM), [measured(report, origin)])
-    words = [conclusion(report)] + ([report.explanation.summary] if report.explanation else []) + [flag_words(q) for q in (report.finding.quality_flags if report.finding else [])]
+    words = [conclusion(report)] + [flag_words(q) for q in (report.finding.quality_flags if report.finding else [])]
     tree[0].ContentSequence.extend(hd.sr.TextContentItem(sr_code(COMMENT), text, hd.sr.RelationshipTypeValues.CONTAINS) for text in words)
     return tree
 

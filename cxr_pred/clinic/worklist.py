@@ -42,7 +42,10 @@ def next_state(
         if again and kind == "reading": raise InputError("same_reader", "A second physician is needed, and you were the first.", "Leave it to a colleague.", status=409)
         if again: return "second"
         return "closed" if new.label in {model, *(o.label for o in earlier)} else "adjudication"
-    if state == "adjudication": return "closed" if kind == "adjudication" else "adjudication"
+    if state == "adjudication":
+        if again and kind == "adjudication": raise InputError("same_reader", "Who has read this study cannot decide it: somebody who has not is needed.", "Leave it to a colleague, or add another answer if you see it otherwise now.", status=409)
+        last = {o.physician: o.label for o in [*earlier, new]}
+        return "closed" if kind == "adjudication" or len(last) > 1 and len({*last.values()}) == 1 else "adjudication"
     if state == "closed" and earlier and new.label != earlier[-1].label: return "adjudication"   # somebody who looked again sees it otherwise
     return state
 

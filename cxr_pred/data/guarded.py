@@ -347,6 +347,9 @@ class Guard:
             started, got = broken.ready, lost(*broken.stop(), self.limits.seconds)
             w = self._hired()
             if not started: raise SetupError("no_worker", f"A reading process did not start: {got.message}", "Look for messages above; is there enough memory?") from e
+        except BaseException:   # of our own, as where memory ran out here: its answer is still to come, and would be taken for the next film's
+            if w and not w.idle: w.stop(); w = None
+            raise
         finally:
             self.free.put(w)
             if self.closed: self.close()

@@ -68,7 +68,7 @@ function bar({ probabilities: p, prediction_set: kept }, label) {
 
 function setSentence({ label, prediction_set: kept, coverage }) {
   const others = kept.filter(l => l !== label).map(l => names[l]);
-  return fill(others.length ? S.set_many : S.set_one, { coverage: Math.round(100 * coverage), names: others.join(', ') });
+  return fill(S[(others.length ? 'set_many' : 'set_one') + (label.startsWith('FRACTURE') ? '_limb' : '')], { coverage: Math.round(100 * coverage), names: others.join(', ') });
 }
 
 const placeWords = ({ finding, spread }) => spread ? S.zones_spread : finding.zones.join(', ') || S.zones_none;
