@@ -313,7 +313,6 @@ def create_app(
     add_worklist(app, room, fails)
     add_reading(app, room, lanes)
     room.metrics.films_waiting.set_function(lambda: lanes.waiting)
-    room.metrics.films_in_work.set_function(lambda: lanes.working)
     add_operations(app, room)
     add_dicomweb(app, room, lanes, [Depends(sender_of)])
     from cxr_pred.clinic.examples import add_examples   # which come from here too

@@ -148,7 +148,7 @@ class ReadingRoom:
         self.classifier, self.store, self.metrics = None if self.loading else classifier, store, Metrics()
         self.most_waiting, self.again_s, self.left_s = most_waiting, again_s, left_s
         self.llm_url, self.client, self.facts = llm_url, None, None
-        self.own_guard, self.guard, self.workers = guard is None, guard or Guard(workers), workers
+        self.own_guard, self.guard, self.workers, self.lane = guard is None, guard or Guard(workers), workers, threading.BoundedSemaphore(workers)   # whatever way a film comes: REST, the page, DICOM
         self.heard: dict[str, list[dict]] = {}  # sentences of explanations that are being written
         self.waiting, self.own = queue.SimpleQueue(), {}   # ids of studies to be explained, which the store knows too; of each the id of the request that asked
         self.opened, self.closed, self.problem = threading.Event(), threading.Event(), None
@@ -232,7 +232,7 @@ class ReadingRoom:
         once = self.once("predict", who, key, hashlib.sha256(data).hexdigest(), repr(patient), patient_ref, explain) if key else None
         if done := self.store.recall(once): return self.report(done.study_id)
         begun = time.monotonic()
-        with self.metrics.seconds.time():
+        with self.lane, self.metrics.films_in_work.track_inprogress(), self.metrics.seconds.time():
             report, film, seen = decided(self.classifier, data, patient=patient, opened=self.decoded)
             asks = explain and self.client and report.case().answered   # of a film that was left open the model says nothing
             if asks and self.waiting.qsize() < self.most_waiting: report = report.model_copy(update={"explanation_status": "pending"})
