@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOGIN', 'FILL', 'SEEN', 'who_sits', 'telling', 'waited', 'row_line', 'listed', 'Opened', 'need_of', 'explained',
-           'said_html', 'open_study', 'outcome', 'say', 'Parts', 'shown', 'login_fields', 'reading_form', 'shortcuts',
-           'desk_tab', 'wire']
+           'said_html', 'brief_html', 'open_study', 'outcome', 'say', 'Parts', 'shown', 'login_fields', 'reading_form',
+           'shortcuts', 'desk_tab', 'wire']
 
 # %% ../../nbs/clinic/desk.ipynb #29866058
 import json
@@ -20,13 +20,14 @@ from .benefit import benefit, benefit_html
 from .door import COOKIE
 from .reading import Answer, ReadingRoom
 from .report import card_html, patient_line
+from .study import Report
 from .viewer import viewer_html
 from .words import STRINGS as S
 from .worklist import Filters, Item, Said, case, opinions, worklist_page
 from ..core import CxrError, InputError, log
 from ..data.labels import NAMES
 from ..database import now
-from ..language.findings import Explanation
+from ..language.findings import Explanation, template_explanation
 
 # %% ../../nbs/clinic/desk.ipynb #d166d889
 def who_sits(
@@ -102,6 +103,13 @@ def said_html(said: list[Said]) -> str:
     return f'<section class="cxr"><h3>{S["desk"]["said"]}</h3><ul>{"".join(f"<li>{line(x)}{more(x)}</li>" for x in said)}</ul></section>' if said else ""
 
 
+def brief_html(room: ReadingRoom, report: Report) -> str:
+    "An answer in the few lines that a physician wants: figures, place, what is not ruled out, what is wrong with the film; empty without an answer."
+    if report.status != "ok": return ""
+    e = template_explanation(report.case("clinician"), room.facts)
+    return f'<section class="cxr"><h3>{S["desk"]["brief"]}</h3><p>{escape(e.summary)} {escape(e.details)}</p><p class="soft">{escape(" ".join(e.next_steps))}</p></section>'
+
+
 def open_study(
     room: ReadingRoom,
     who: Who,
@@ -118,7 +126,7 @@ def open_study(
         return Opened(study_id, need, title, note, viewer_html(film), about, None, "")
     coloured = heat if report.status == "ok" and not report.spread else None
     own = [f.confirmed_label for f in given if f.physician == who.name]
-    return Opened(study_id, need, title, note, viewer_html(film, coloured, [m for x in known.said for m in x.regions or []]), card_html(report) + said_html(known.said), own[-1] if own else None, explained(report.explanation))
+    return Opened(study_id, need, title, note, viewer_html(film, coloured, [m for x in known.said for m in x.regions or []]), brief_html(room, report) + card_html(report) + said_html(known.said), own[-1] if own else None, explained(report.explanation))
 
 # %% ../../nbs/clinic/desk.ipynb #ad2cc238
 def outcome(need: str, agrees: bool, state: str, answered: bool) -> str:

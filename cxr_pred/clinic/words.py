@@ -140,7 +140,7 @@ ENGLISH = {
         "label": "What do you see?", "severity": "How severe is it?", "edited": "The explanation as you would write it (optional)", "send": "Record my reading", "recorded": "Recorded.", "severities": {"none": "no finding", "mild": "mild", "moderate": "moderate", "severe": "severe"},
         "outcome": {"same": "The model said the same. The study is closed.", "none": "The model could not tell. Your reading closes the study.", "second": "The model says otherwise. A second physician will read this study.",
                     "closed": "The study is closed with your reading.", "adjudication": "The readings differ. This study needs a decision.", "kept": "It is kept with the study."},
-        "patient": "Known of the patient", "said": "What was said", "saw": "{who} ({kind}): {label}", "kinds": {"reading": "unseen", "feedback": "after seeing the model's answer", "adjudication": "decision"},
+        "patient": "Known of the patient", "brief": "For physicians", "said": "What was said", "saw": "{who} ({kind}): {label}", "kinds": {"reading": "unseen", "feedback": "after seeing the model's answer", "adjudication": "decision"},
         "keys": "Keys", "keys_on": "Keyboard shortcuts",
         "shortcuts": [["J  K", "next, previous study"], ["1 to 9, 0", "your reading, in the order shown"], ["Ctrl Enter", "record"], ["H", "heatmap, once it is open"], ["+  -  F", "nearer, further, whole film"], ["I", "black and white exchanged"], ["M", "mark a place"], ["R", "window and level as they were"]],
     },
