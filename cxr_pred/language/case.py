@@ -123,7 +123,7 @@ def known_symptoms(
     text: str,  # what somebody typed; it is not kept
 ) -> tuple[Symptom, ...]:
     "The listed symptoms that a text names and does not deny, in the list's order."
-    plain = re.sub(r"\s*[/|]\s*", " or ", unicodedata.normalize("NFKC", text[:MOST_TYPED]).casefold().replace("\u2019", "'"))
+    plain = re.sub(r"\s*[/|]\s*", " or ", re.sub(r"(?<=\w)-(?=\w)", " ", unicodedata.normalize("NFKC", text[:MOST_TYPED]).casefold().replace("\u2019", "'")))
     clauses = re.split(r"[.;:!?\n()]| -+ |[\u2013\u2014]|\b(?:but|and then|however|although)\b", re.sub(r"[ \t]+", " ", plain))
     said = set().union(*map(named_in, clauses))
     return tuple(name for name in get_args(Symptom) if name in said)
