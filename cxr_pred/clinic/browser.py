@@ -38,7 +38,7 @@ def page_facts(
     "The facts that an explanation stands on, without their sources."
     plain = lambda e: {k: e[k] for k in ("name", "urgency") if k in e} | {k: [line["text"] for line in e[k]] for k in LINES if e.get(k)}
     return {"classes": {k: plain(e) for k, e in facts["classes"].items()}, "no_answer": {k: plain(e) for k, e in facts["no_answer"].items()},
-            "severity_floor": facts["severity_floor"], "escalation": {k: [line["text"] for line in lines] for k, lines in facts["escalation"].items()}}
+            "severity_floor": facts["severity_floor"], "film_notes": {k: line["text"] for k, line in facts.get("film_notes", {}).items()}, "escalation": {k: [line["text"] for line in lines] for k, lines in facts["escalation"].items()}}
 
 
 def sentences() -> dict:

@@ -9,9 +9,10 @@ const article = name => !name.includes('fracture') ? name : `${'aeiou'.includes(
 export const confidenceWord = p => p >= 0.9 ? 'very likely' : p >= 0.7 ? 'likely' : p >= 0.5 ? 'possible' : 'unclear';
 
 function details(finding, facts, said) {
-  const out = [], flags = finding.quality_flags.map(f => said.flags[f]).filter(Boolean), sides = [...new Set(finding.zones.map(z => z.split(' ')[0]))].filter(w => w === 'left' || w === 'right');
+  const zones = finding.quality_flags.includes('sideways') ? [] : finding.zones;   // on its side left is not left
+  const out = [], flags = finding.quality_flags.map(f => said.flags[f]).filter(Boolean), sides = [...new Set(zones.map(z => z.split(' ')[0]))].filter(w => w === 'left' || w === 'right');
   const side = sides.length === 2 ? ' (left and right are your own sides)' : sides.length ? ` (${sides[0]} is your own ${sides[0]} side)` : '';
-  if (finding.zones.length) out.push(fill(said.place, { zones: joined(finding.zones, 'and the'), side }));
+  if (zones.length) out.push(fill(said.place, { zones: joined(zones, 'and the'), side }));
   if (['mild', 'moderate', 'severe'].includes(finding.severity)) out.push(fill(said.severity, finding));
   if (flags.length) out.push(fill(said.film, { flags: joined(flags) }));
   return out;
@@ -25,12 +26,24 @@ function others(finding, facts, said) {
   return names.length ? [fill(said.others, { others: joined(names, 'or') })] : [];
 }
 
+const highest = levels => URGENCIES[Math.max(...levels.map(l => URGENCIES.indexOf(l)))];
+const lowest = levels => URGENCIES[Math.min(...levels.map(l => URGENCIES.indexOf(l)))];
+
+// What to do first: the emergency department where severity asks for it, else the first step of what is not ruled out and asks for more than the answer.
+function firstStep(entry, level, floor, finding, facts) {
+  if (floor === level && (level === 'urgent' || level !== entry.urgency && level !== 'routine')) return facts.escalation[level][0];
+  if (level === entry.urgency) return texts(entry, 'next_steps')[0];
+  const asks = finding.prediction_set.filter(l => facts.classes[l].urgency === level).sort((a, b) => finding.probabilities[b] - finding.probabilities[a])[0];
+  return texts(facts.classes[asks], 'next_steps')[0];
+}
+
 export function explain({ status, reason_code, finding }, { facts, said }) {
   const ok = status === 'ok', entry = ok ? facts.classes[finding.label] : facts.no_answer[reason_code];
-  const levels = [entry.urgency, ...(ok ? [...finding.prediction_set.map(l => facts.classes[l].urgency), facts.severity_floor[finding.severity]] : [])];
-  const urgency = URGENCIES[Math.max(...levels.map(l => URGENCIES.indexOf(l)))];
-  const steps = texts(entry, 'next_steps'), first = urgency === entry.urgency ? steps.slice(0, 1) : [facts.escalation[urgency][0]];
+  const held = finding && (ok || ['low_confidence', 'ambiguous'].includes(reason_code)) ? finding.prediction_set.map(l => facts.classes[l].urgency) : [];
+  const floor = ok ? facts.severity_floor[finding.severity] : 'routine';
+  const urgency = highest([entry.urgency, floor, ...(ok ? held : held.length ? [lowest(held)] : [])]);
+  const notes = ok ? finding.quality_flags.map(f => facts.film_notes?.[f]).filter(Boolean) : [];
   const summary = !ok ? said.none[status] : fill(finding.label === 'NORMAL' ? said.normal : said.lead, { name: article(entry.name), word: confidenceWord(finding.probability) });
   const told = ok ? [...others(finding, facts, said), ...texts(entry, 'what_it_is', 'feels_like'), ...details(finding, facts, said), said.closing] : texts(entry, 'what_it_is');
-  return { summary, details: [...told, ...texts(entry, 'caveat')].join(' '), next_steps: [...first, ...steps.slice(1), ...texts(entry, 'urgent_signs')], urgency };
+  return { summary, details: [...told, ...texts(entry, 'caveat'), ...notes].join(' '), next_steps: [firstStep(entry, urgency, floor, finding, facts), ...texts(entry, 'next_steps').slice(1), ...texts(entry, 'urgent_signs')], urgency };
 }
