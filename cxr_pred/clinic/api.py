@@ -102,10 +102,12 @@ def add_error_handlers(app: FastAPI, rejects, failures) -> None:
 class BodyLimit:
     "ASGI middleware: refuse request bodies of more than `most` bytes with 413 too_large, and with 503 busy what would make all that are held more than `most_held`."
 
-    def __init__(self, app, most: int, rejects, most_held: int = 2**29): self.app, self.most, self.rejects, self.most_held, self.held = app, most, rejects, max(most, most_held), 0
+    def __init__(self, app, most: int, rejects, failures, most_held: int = 2**29):
+        self.app, self.most, self.most_held, self.held = app, most, max(most, most_held), 0
+        self.counted = {"too_large": rejects, "busy": failures}   # the sender's, or ours
 
     def refusal(self, code: str = "too_large") -> JSONResponse:
-        self.rejects.labels(code).inc()
+        self.counted[code].labels(code).inc()
         if code == "busy": return problem(503, code, "Too much is being received at once.", "Ask again in a moment.", headers={"Retry-After": "5", "Connection": "close"})
         return problem(413, "too_large", f"The request is over the limit of {self.most / 2**20:g} MB.", "Send one film, or export it smaller.", headers={"Connection": "close"})
 
@@ -303,7 +305,7 @@ def create_app(
     app.state.room, app.state.lanes = room, lanes
     most = int(settings().max_upload_mb * 2**20)
     MultiPartParser.spool_max_size = most   # Starlette writes what is larger than 1 MB to a temporary file: a patient's name, in clear, on a disk
-    app.add_middleware(BodyLimit, most=most, rejects=room.metrics.rejects, most_held=int(clinic_settings().bodies_mb * 2**20))
+    app.add_middleware(BodyLimit, most=most, rejects=room.metrics.rejects, failures=room.metrics.failures, most_held=int(clinic_settings().bodies_mb * 2**20))
     app.add_middleware(Door, rejects=room.metrics.rejects)
     app.add_middleware(RequestLines)
     give_request_ids(app)

@@ -103,14 +103,16 @@ def named_in(
     "The symptoms that a clause names and does not deny."
     spans, tokens, at = symptom_spans(clause), [], 0
     for begin, end, names in [*spans, (len(clause), len(clause), None)]:
-        tokens += [*TOKEN.findall(clause[at:begin]), *([set() if AFTER.match(clause, end) else names] if names else [])]
-        at = end
+        after = names and AFTER.match(clause, end)
+        tokens += [*TOKEN.findall(clause[at:begin]), *([set() if after else names] if names else [])]
+        at = after.end() if after else end
     said, by, begun = set(), "", False   # by: the negation that reaches here
     for i, token in enumerate(tokens):
         if isinstance(token, set):
             if not by: said |= token
             begun = True
-        elif token in NEGATES: by, begun = token, False
+        elif token in NEGATES and (token not in ("free", "negative") or tokens[i + 1:i + 2] in (["of"], ["for"])): by, begun = token, False
+        elif token == "," and not begun: by = ""   # it denied something else: "tested negative, ..."
         elif token == ",":
             rest = next((t for t in tokens[i:] if not isinstance(t, set) and t not in {",", *PASSED} - {"or"}), "")
             if by not in DENIES and rest not in ("or", "nor"): by = ""
