@@ -190,17 +190,18 @@ def test_chest_and_limb_calibrated_apart(browser, tmp_path):
     browser_page(toy_bundle(tmp_path / "bundle", FACTS), tmp_path / "page")
     pooled = read_json(tmp_path / "bundle/calibration.json")
     apart = pooled | {"parts": {"chest": {"temperature": 0.9, "qhat": 0.3, "n": 1600}, "limb": {"temperature": 2.1, "qhat": 0.95, "n": 250}}}
+    careful = apart | {"conformal": apart["conformal"] | {"not_ruled_out": 0.05}}
     with served(tmp_path / "page") as url:
         page = browser.new_page()
         page.goto(url)
         said = page.evaluate("""async ([logits, calibrations, labels]) => { const { ownNumbers, softmax, predictionSet, decide } = await import('./reader.js'), { chest } = await (await fetch('page.json')).json();
-            return calibrations.map(c => logits.map(z => { const { temperature, qhat } = ownNumbers(z, c, labels, chest), p = softmax(z, temperature); return [p, predictionSet(p, qhat, labels), ...decide(p, 0.1, c, labels, chest)]; })); }""", [logits.tolist(), [pooled, apart], list(LABELS)])
+            return calibrations.map(c => logits.map(z => { const { temperature, limit } = ownNumbers(z, c, labels, chest), p = softmax(z, temperature); return [p, predictionSet(p, limit, labels), ...decide(p, 0.1, c, labels, chest)]; })); }""", [logits.tolist(), [pooled, apart, careful], list(LABELS)])
         page.close()
-    for c, rows in zip((pooled, apart), said):
+    for c, rows in zip((pooled, apart, careful), said):
         for z, (p, names, *answer) in zip(logits, rows):
             ours = calibrated(z, c)
             assert np.allclose(ours, p, rtol=0, atol=1e-12) and names == prediction_set(ours, set_limit(ours, c)) and tuple(answer) == decide(ours, 0.1, c)
-    assert [r[1] for r in said[0]] != [r[1] for r in said[1]] and len({r[3] for r in said[1]}) == 3
+    assert [r[1] for r in said[0]] != [r[1] for r in said[1]] != [r[1] for r in said[2]] and len({r[3] for r in said[1]}) == 3
 
 
 @here
@@ -228,7 +229,7 @@ def test_the_words_for_the_same_findings(browser, tmp_path):
 def on_the_border(r, calibration, apart, distance):
     "Whether so small a difference, in probability and in distance, can make another answer of a server's result."
     p = sorted(r.finding.probabilities.values(), reverse=True) if r.finding else []
-    edges = [abs(q - edge) for q in p for edge in (calibration["abstain"]["min_probability"], 1 - float(set_limit(list(r.finding.probabilities.values()), calibration)))]
+    edges = [abs(q - edge) for q in p for edge in {calibration["abstain"]["min_probability"], *(1 - set_limit(list(r.finding.probabilities.values()), calibration)).tolist()}]
     return any(e <= apart for e in edges) or (p and p[0] - p[1] <= 2 * apart) or any(abs(r.ood - calibration["ood"][k]) <= distance for k in ("threshold", "reject"))
 
 

@@ -72,7 +72,9 @@ def one_film() -> str:
     "Have the served model read a made-up picture. Raises `SetupError`."
     c = Classifier()
     r = c.classify(Film(np.random.default_rng(0).integers(0, 256, (256, 256), dtype=np.uint8)))
-    if c.size == "both": edge = f"; {c.quick.engine} looks first, and its answer stands from {c.quick.calibration['sure']['probability']:.1%} on"
+    if c.size == "both":
+        sure = c.quick.calibration["sure"]
+        edge = f"; {c.quick.engine} looks first, and its answer stands from {sure['probability']:.1%} on" + (f" (NORMAL from {sure['normal']:.1%} on)" if "normal" in sure else "")
     else: edge = "; the quick network answers where it is asked for (--model edge)" if "edge/calibration.json" in c.bundle.manifest["files"] else ""
     return f"{c.engine} answers ({r.status}), {sum(r.timings.values()):.0f} ms" + (f"; in place of the bundle's engine: {c.fallback}" if c.fallback else "") + edge
 

@@ -84,6 +84,8 @@ def accuracy_section(
     a, c = vit["answered"], vit["conformal"]
     own = "; ".join(f"of {part} films {share(p['coverage'])}, with {p['mean_set_size']:.2f} classes" for part, p in sorted(c.get("parts", {}).items()))
     own = f" Chest and limb were calibrated by validation films of their own: {own}." if own else ""
+    if s := c.get("served"): own += f" An illness of {share(s['not_ruled_out'])} or more stands in the set that is shown, whatever that rule says: those sets hold the true class on {share(s['coverage'])}, with {s['mean_set_size']:.2f} classes."
+    missed = f" Of {m['n']} films with an illness {with_interval(m)} are answered NORMAL." if (m := vit.get("called_normal")) else ""
     engines = "; ".join(f"{name} {share(e['accuracy'])} ({e['size_mb']:.1f} MB)" for name, e in sorted(vit["engines"].items()))
     return f"""## How often it is right
 
@@ -93,7 +95,7 @@ On test films: no weight, temperature or threshold was fitted to them. With 95 %
 
 {markdown_table(["class", "n", "sensitivity", "specificity", "AUROC"], classes)}
 
-It answers {with_interval(a["share"])} of the films and is right on {with_interval(a["accuracy"])} of those; to the rest it says that it can't tell. Its {share(c["target"])} prediction sets hold the true class on {share(c["coverage"])} of the films, with {c["mean_set_size"]:.2f} classes on average.{own} Expected calibration error {vit["overall"]["ece"]:.3f}, Brier score {vit["overall"]["brier"]:.3f}. The engines on {next(iter(vit["engines"].values()))["n"]} films: {engines}.
+It answers {with_interval(a["share"])} of the films and is right on {with_interval(a["accuracy"])} of those; to the rest it says that it can't tell. Its {share(c["target"])} prediction sets hold the true class on {share(c["coverage"])} of the films, with {c["mean_set_size"]:.2f} classes on average.{own}{missed} Expected calibration error {vit["overall"]["ece"]:.3f}, Brier score {vit["overall"]["brier"]:.3f}. The engines on {next(iter(vit["engines"].values()))["n"]} films: {engines}.
 """
 
 
@@ -119,10 +121,11 @@ def pair_section(
     "What the two networks say together, beside the accurate one alone; empty where one network reads every film."
     if not (p := vit.get("pair")): return ""
     rows = [[k, v["n"], share(v["alone"]), share(v["accurate"]), share(v["pair"])] for k, v in (p["sources"] | {f"{n} (seen by nobody)": o for n, o in p.get("outside", {}).items()}).items()]
-    g = p["gain"]
+    g, m = p["gain"], p.get("called_normal")
+    missed = f" Of the films with an illness {with_interval(m)} are answered NORMAL{', by the accurate one alone ' + share(vit['called_normal']['value']) if vit.get('called_normal') else ''}." if m else ""
     return f"""## As it is served
 
-Two networks: a quick one looks first, and where it is sure enough its answer stands; the accurate one reads the rest, and every film whose place or severity it was taught. The numbers above are the accurate network's. Of the test films the quick one answers {share(p["alone"])} alone, {share(p["right_alone"])} of them rightly. Together they are right on {with_interval(p["score"]["accuracy"])}, that is {100 * g["value"]:+.1f} points ({100 * g["low"]:+.1f} to {100 * g["high"]:+.1f}) against the accurate one alone; macro AUROC {area(p["score"]["macro_auroc"])}, expected calibration error {p["score"]["ece"]:.3f}, prediction sets that hold the true class {share(p["coverage"])}. The quick one alone would be right on {with_interval(vit["edge"]["accuracy"])}.
+Two networks: a quick one looks first, and where it is sure enough its answer stands; the accurate one reads the rest, and every film whose place or severity it was taught. The numbers above are the accurate network's. Of the test films the quick one answers {share(p["alone"])} alone, {share(p["right_alone"])} of them rightly. Together they are right on {with_interval(p["score"]["accuracy"])}, that is {100 * g["value"]:+.1f} points ({100 * g["low"]:+.1f} to {100 * g["high"]:+.1f}) against the accurate one alone; macro AUROC {area(p["score"]["macro_auroc"])}, expected calibration error {p["score"]["ece"]:.3f}, prediction sets that hold the true class {share(p["coverage"])}.{missed} The quick one alone would be right on {with_interval(vit["edge"]["accuracy"])}.
 
 {markdown_table(["films", "n", "answered by the quick one", "right, accurate alone", "right, both"], rows)}
 """
@@ -176,7 +179,7 @@ CLINICAL_LIMITS = """- **Every disease comes from its own source.** Pneumonia fi
 - Pneumonia was learned from children aged one to five, the other lung diseases mostly from adults.
 - The bone set names `humerus fracture` (3 films) and `humerus` (185). Its own page lists humerus fractures only, so both are taken as FRACTURE_HUMERUS. Some of those may show no fracture.
 - Bone films without an annotation are left out: an absent box is no proof of an unbroken bone.
-- The test films were read after each of three recipes. Recipes were chosen on validation films; but evening out the classes within a source was thought of because the first reading had shown how healthy films of one hospital fared. The figures flatter the model by that much.
+- The test films were read after each of three recipes. Recipes were chosen on validation films; but evening out the classes within a source was thought of because the first reading had shown how healthy films of one hospital fared. The figures flatter the model by that much. From which probability on an illness is not ruled out, and from which on the quick network may call a film normal, was set on validation films; that such rules were wanted was seen on test films.
 - The normal films of two sets may come from one pool.
 - The example films in the bundle are drawings. A model of real films should refuse them or say that it can't tell; they show the page, not the model."""
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['aurocs', 'macro_auroc', 'balanced_accuracy', 'bootstrap', 'brier', 'per_class', 'score', 'conformal_scores',
-           'abstention', 'risk_coverage', 'aurc', 'risk_coverage_plot', 'two_classes', 'confusion_plot',
-           'reliability_plot']
+           'abstention', 'called_normal', 'risk_coverage', 'aurc', 'risk_coverage_plot', 'two_classes',
+           'confusion_plot', 'reliability_plot']
 
 # %% ../../nbs/evaluate/scores.ipynb #c002
 from collections.abc import Callable
@@ -129,6 +129,19 @@ def abstention(
     return {"share": bootstrap(lambda i: float(ok[i].mean()), groups, times, seed),
             "accuracy": bootstrap(lambda i: float(right[ok][i].mean()), groups[ok], times, seed) if ok.any() else None,
             "reasons": dict(zip(names.tolist(), (count / len(ok)).tolist()))}
+
+# %% ../../nbs/evaluate/scores.ipynb #3c85a947
+def called_normal(
+    said: pd.DataFrame,  # label, status and predicted of each film
+    groups: np.ndarray,  # (n,)
+    times: int = 1000,
+    seed: int = 0,
+) -> dict | None:
+    "Of the films with an illness (n), the share that is answered NORMAL, with its interval; None where no film is ill."
+    ill = (said.label != "NORMAL").to_numpy()
+    if not ill.any(): return None
+    wrong = ((said.status == "ok") & (said.predicted == "NORMAL")).to_numpy()[ill]
+    return {"n": int(ill.sum()), **bootstrap(lambda i: float(wrong[i].mean()), groups[ill], times, seed)}
 
 # %% ../../nbs/evaluate/scores.ipynb #n0271
 def risk_coverage(

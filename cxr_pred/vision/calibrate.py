@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['nll', 'fit_temperature', 'reliability', 'ece', 'conformal_quantile', 'sets', 'calibrate_parts', 'ood_limits',
-           'calibrate', 'calibration_scores', 'sure_from', 'reliability_table']
+           'calibrate', 'calibration_scores', 'sure_from', 'normal_from', 'reliability_table']
 
 # %% ../../nbs/vision/calibrate.ipynb #c002
 import math
@@ -12,8 +12,10 @@ import math
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
+from scipy.stats import beta
 
 from ..core import SetupError, rounded
+from ..data.labels import LABELS
 from ..data.quality import BLANK_RANGE, COLOUR_SHARE
 from .classify import PARTS, calibrated, decide, part_of, set_limit, softmax
 
@@ -71,10 +73,11 @@ def conformal_quantile(
 
 def sets(
     probs: np.ndarray,  # (n, classes)
-    qhat: float | np.ndarray,  # one for all, or (n,)
+    qhat: float | np.ndarray,  # one for all, (n,), or (n, classes) from `classify.set_limit`
 ) -> np.ndarray:
     "Membership (n, classes) bool; the top class always."
-    inside = 1 - probs <= np.asarray(qhat)[..., None]
+    limit = np.asarray(qhat)
+    inside = 1 - probs <= (limit if limit.ndim == 2 else limit[..., None])
     inside[np.arange(len(probs)), probs.argmax(1)] = True
     return inside
 
@@ -117,6 +120,7 @@ def calibrate(
     min_probability: float = 0.5,    # below it the answer is "can't tell"
     max_set: int = 3,                # classes that may stand side by side
     least_part: int = 200,           # see `calibrate_parts`
+    not_ruled_out: float = 0.0,      # an illness of at least this probability stands in the set whatever the quantile (`classify.set_limit`); 0: the quantile alone
 ) -> dict:
     "What calibration.json holds. Raises `SetupError` without films, or where an output is not finite."
     if not len(truth): raise SetupError("empty_split", "There is no validation film to calibrate with.", "Raise etl.val_share.")
@@ -124,7 +128,7 @@ def calibrate(
     T = fit_temperature(logits, truth)
     probs = softmax(logits, T)
     parts = calibrate_parts(logits, truth, coverage, least_part)
-    return rounded({"temperature": T, "conformal": {"coverage": coverage, "qhat": conformal_quantile(probs, truth, coverage), "n": len(truth)}} | ({"parts": parts} if parts else {}) | {
+    return rounded({"temperature": T, "conformal": {"coverage": coverage, "qhat": conformal_quantile(probs, truth, coverage), "n": len(truth)} | ({"not_ruled_out": not_ruled_out} if not_ruled_out else {})} | ({"parts": parts} if parts else {}) | {
                     "ood": ood_limits(distances, ood_quantile, ood_reject), "abstain": {"min_probability": min_probability, "max_set": max_set},
                     "reject": {"colour": COLOUR_SHARE, "blank_range": BLANK_RANGE}, "engine": engine, "n_val": len(truth)})
 
@@ -163,6 +167,30 @@ def sure_from(
     border = math.ceil(p[order][k - 1] * 1e4) / 1e4   # upwards, since files are rounded
     k = int((p >= border).sum())
     return rounded({"probability": border, "share": k / n, "loss": worse[k - 1] / n, "loss_at_most": most[k - 1], "limit": limit, "n": n}) if k else None
+
+
+def normal_from(
+    quick: np.ndarray,   # (n, 10) calibrated probabilities of validation films by the quick network
+    stands: np.ndarray,  # (n,) bool: its answer would be given, and may stand
+    warns: np.ndarray,   # (n,) bool: the accurate network answers something else than normal, or leaves the film open
+    truth: np.ndarray,   # (n,) class numbers
+    ill: np.ndarray,     # (n,) bool: the ill films that may be missed, those of chests
+    least: float = 0.5,  # no border below this one
+    limit: float = 0.01, # share of the ill films, 0 to 1
+) -> dict | None:
+    "The least probability from which on \"normal\" by the quick network stands alone, with the ill films that it calls normal and the accurate one does not, and their share at most (95 % confidence); None where no border holds the limit."
+    normal = LABELS.index("NORMAL")
+    p, n = np.where(stands & (quick.argmax(1) == normal), quick[:, normal], -1.0), int(ill.sum())
+    p[p < least] = -1.0
+    order = np.argsort(-p, kind="stable")
+    missed = np.cumsum((ill & warns & (truth != normal))[order])
+    most = beta.ppf(0.95, missed + 1, np.maximum(n - missed, 1e-9)) if n else np.ones(len(p))
+    bad = np.flatnonzero((most > limit) | (p[order] < 0))
+    k = int(bad[0]) if len(bad) else len(p)
+    if not k: return None
+    border = math.ceil(p[order][k - 1] * 1e4) / 1e4   # upwards, since files are rounded
+    k = int((p >= border).sum())
+    return rounded({"normal": border, "missed": int(missed[k - 1]), "missed_at_most": float(most[k - 1]), "missed_limit": limit, "n_ill": n}) if k else None
 
 # %% ../../nbs/vision/calibrate.ipynb #c016
 def reliability_table(

@@ -82,11 +82,11 @@ def softmax(
 
 def prediction_set(
     p: np.ndarray,  # (10,) probabilities
-    qhat: float,    # the conformal quantile, 0 to 1
+    qhat: float | np.ndarray,  # the conformal quantile, 0 to 1; one for all classes, or (10,) from `set_limit`
 ) -> list[str]:
     "The classes with a probability of at least 1 - qhat, most probable first; the most probable one always."
-    order = np.argsort(-p, kind="stable")
-    return [LABELS[i] for n, i in enumerate(order) if n == 0 or 1 - p[i] <= qhat]
+    order, limit = np.argsort(-p, kind="stable"), np.broadcast_to(qhat, np.shape(p))
+    return [LABELS[i] for n, i in enumerate(order) if n == 0 or 1 - p[i] <= limit[i]]
 
 
 PARTS = {"chest": CHEST, "limb": LIMB}  # of the body: classes that may be calibrated by themselves
@@ -118,8 +118,9 @@ def set_limit(
     p: np.ndarray,      # (..., 10) probabilities
     calibration: dict,  # a bundle's calibration.json
 ) -> np.ndarray:
-    "The conformal quantile that holds for the film, (...,)."
-    return _by_part(p, calibration, calibration["conformal"]["qhat"], "qhat")
+    "What `prediction_set` takes, (..., 10): the conformal quantile that holds for the film; more for an illness, where the bundle rules out none of at least `not_ruled_out`."
+    least = np.where(np.array(LABELS) == "NORMAL", 0, 1 - calibration["conformal"].get("not_ruled_out", 1.0))
+    return np.maximum(_by_part(p, calibration, calibration["conformal"]["qhat"], "qhat")[..., None], least)
 
 # %% ../../nbs/vision/classify.ipynb #c013
 def decide(
@@ -284,7 +285,8 @@ class Classifier:
     def is_sure(self, seen: Look) -> bool:
         "Whether a quick network's answer stands without the accurate one's."
         sure = self.calibration["sure"]
-        return seen.status == "ok" and bool(seen.p.max() >= sure["probability"]) and LABELS[int(seen.p.argmax())] in sure["labels"]
+        label = LABELS[int(seen.p.argmax())]
+        return seen.status == "ok" and label in sure["labels"] and bool(seen.p.max() >= sure["normal" if label == "NORMAL" and "normal" in sure else "probability"])
 
     def severity(self,
         logits: np.ndarray,  # (3,): at least mild, moderate, severe

@@ -54,12 +54,12 @@ export class Reader {
     const square = prepare(film, preprocessing, counts, small), ready = performance.now();
     const out = await this.outputs(square), done = performance.now();
     const timings = { decode_ms: decoded - start, preprocess_ms: ready - decoded, model_ms: done - ready };
-    const { temperature, qhat } = ownNumbers(out.logits.data, c, labels, this.page.chest), p = softmax(out.logits.data, temperature), ood = out.ood.data[0], [status, reason_code] = decide(p, ood, c, labels, this.page.chest);
+    const { temperature, limit } = ownNumbers(out.logits.data, c, labels, this.page.chest), p = softmax(out.logits.data, temperature), ood = out.ood.data[0], [status, reason_code] = decide(p, ood, c, labels, this.page.chest);
     if (status === 'rejected') return { status, reason_code, ood, timings, film, square };
     const top = p.indexOf(Math.max(...p)), label = labels[top], [, , rows, columns] = out.heat.dims, n = rows * columns;
     const heat = heatOnFilm(out.heat.data.slice(top * n, (top + 1) * n), rows, filmBox(film.width, film.height, preprocessing.size, preprocessing.resize), preprocessing.size);
     const finding = {
-      label, probability: p[top], probabilities: Object.fromEntries(labels.map((l, i) => [l, p[i]])), prediction_set: predictionSet(p, qhat, labels), coverage: c.conformal.coverage,
+      label, probability: p[top], probabilities: Object.fromEntries(labels.map((l, i) => [l, p[i]])), prediction_set: predictionSet(p, limit, labels), coverage: c.conformal.coverage,
       severity: severity(out.severity?.data, label, c), zones: zones(heat, rows, this.page.chest.includes(label), label, this.page.spread), quality_flags: qualityFlags(film, counts, small, quality),
       ood_score: ood, ood_threshold: c.ood.threshold, model_version: this.page.version,
     };
@@ -72,22 +72,23 @@ export function softmax(logits, temperature) {
   return e.map(v => v / sum);
 }
 
-// Temperature and quantile of the part of the body that the likeliest class belongs to; of all films where the bundle does not set the parts apart.
+// Temperature, and for each class the limit of its set, of the part of the body that the likeliest class belongs to; of all films where the bundle does not set the parts apart.
+// An illness has a limit of its own where the bundle rules out none of at least `not_ruled_out`.
 export function ownNumbers(scores, c, labels, chest) {
-  const part = chest.includes(labels[scores.indexOf(Math.max(...scores))]) ? 'chest' : 'limb';
-  return c.parts?.[part] ?? { temperature: c.temperature, qhat: c.conformal.qhat };
+  const part = chest.includes(labels[scores.indexOf(Math.max(...scores))]) ? 'chest' : 'limb', { temperature, qhat } = c.parts?.[part] ?? { temperature: c.temperature, qhat: c.conformal.qhat };
+  return { temperature, limit: labels.map(l => l === 'NORMAL' ? qhat : Math.max(qhat, 1 - (c.conformal.not_ruled_out ?? 1))) };
 }
 
-export function predictionSet(p, qhat, labels) {
+export function predictionSet(p, limit, labels) {
   const order = p.map((_, i) => i).sort((a, b) => p[b] - p[a]);
-  return order.filter((i, n) => n === 0 || 1 - p[i] <= qhat).map(i => labels[i]);
+  return order.filter((i, n) => n === 0 || 1 - p[i] <= limit[i]).map(i => labels[i]);
 }
 
 export function decide(p, ood, c, labels, chest) {
   if (ood > c.ood.reject) return ['rejected', 'not_a_radiograph'];
   if (ood > c.ood.threshold) return ['abstained', 'unusual_film'];
   if (Math.max(...p) < c.abstain.min_probability) return ['abstained', 'low_confidence'];
-  const names = predictionSet(p, ownNumbers(p, c, labels, chest).qhat, labels), chests = names.filter(n => chest.includes(n)).length;
+  const names = predictionSet(p, ownNumbers(p, c, labels, chest).limit, labels), chests = names.filter(n => chest.includes(n)).length;
   const mixed = (names.includes('NORMAL') && names.length > 1) || (chests > 0 && chests < names.length);
   return mixed || names.length > c.abstain.max_set ? ['abstained', 'ambiguous'] : ['ok', 'ok'];
 }
