@@ -81,11 +81,11 @@ def directional(
 
 # %% ../../nbs/evaluate/behaviour.ipynb #c012
 def minimum_functionality(
-    truth: np.ndarray,       # (n,) class numbers of training films
+    truth: np.ndarray,       # (n,) class numbers of validation films
     guess: np.ndarray,       # (n,)
     at_least: float = 0.8,
     least: int = LEAST,
 ) -> list[dict]:
-    "A row for each of the ten classes: the share of its training films that are named."
+    "A row for each of the ten classes: the share of its validation films that are named."
     known = {l: guess[truth == k] == k for k, l in enumerate(LABELS)}
-    return [verdict(f"{l}: films it was trained on", float(hit.mean()) if len(hit) else None, len(hit), at_least=at_least, least=least) for l, hit in known.items()]
+    return [verdict(f"{l}: validation films named", float(hit.mean()) if len(hit) else None, len(hit), at_least=at_least, least=least) for l, hit in known.items()]

@@ -57,9 +57,9 @@ def predictions(
 def paired(
     quick: pd.DataFrame,     # from `predictions`, by the quick network
     accurate: pd.DataFrame,  # of the same films, by the accurate one
-    sure: dict,              # probability, normal if there is one, and labels, from the quick network's calibration
+    sure: dict,              # probability and labels, and normal and ood if there are, from the quick network's calibration
 ) -> pd.DataFrame:
     "What was said to each film where both read, with the column network: edge or small."
     border = np.where(quick.predicted == "NORMAL", sure.get("normal", sure["probability"]), sure["probability"])
-    alone = (quick.status == "ok") & (quick.probability >= border) & quick.predicted.isin(sure["labels"])
+    alone = (quick.status == "ok") & (quick.ood <= sure.get("ood", np.inf)) & (quick.probability >= border) & quick.predicted.isin(sure["labels"])
     return pd.concat([quick[alone].assign(network="edge"), accurate[~alone].assign(network="small")]).sort_index()

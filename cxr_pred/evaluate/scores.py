@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from ..data.labels import LABELS
+from ..data.labels import CHEST, LABELS
 from ..vision.calibrate import ece, reliability
 
 # %% ../../nbs/evaluate/scores.ipynb #c007
@@ -137,8 +137,8 @@ def called_normal(
     times: int = 1000,
     seed: int = 0,
 ) -> dict | None:
-    "Of the films with an illness (n), the share that is answered NORMAL, with its interval; None where no film is ill."
-    ill = (said.label != "NORMAL").to_numpy()
+    "Of the films of an ill chest (n), the share that is answered NORMAL, with its interval; None where there is none."
+    ill = said.label.isin(CHEST[1:]).to_numpy()
     if not ill.any(): return None
     wrong = ((said.status == "ok") & (said.predicted == "NORMAL")).to_numpy()[ill]
     return {"n": int(ill.sum()), **bootstrap(lambda i: float(wrong[i].mean()), groups[ill], times, seed)}

@@ -154,19 +154,21 @@ def sure_from(
     accurate: np.ndarray,  # (n, 10) of the accurate one
     truth: np.ndarray,     # (n,) class numbers
     limit: float = 0.01,   # accuracy, 0 to 1, that the pair may lose
+    groups: np.ndarray | None = None,  # (n,) whose films they are; None: each another patient's
 ) -> dict | None:
     "The least probability from which on the quick network answers alone, with its share of the films and what the pair loses (and at most, with 95 % confidence); None where no border holds the limit."
     p, n = np.where(stands, quick.max(1), -1.0), len(truth)
     order = np.argsort(-p, kind="stable")
-    worse = np.cumsum(((accurate.argmax(1) == truth).astype(int) - (quick.argmax(1) == truth))[order])
-    differ = np.cumsum(((accurate.argmax(1) == truth) != (quick.argmax(1) == truth))[order])
-    most = (worse + 1.645 * np.sqrt(differ + 1 - worse ** 2 / (n + 2))) / (n + 2)
+    lost = ((accurate.argmax(1) == truth).astype(int) - (quick.argmax(1) == truth))[order]
+    worse, of = np.cumsum(lost), pd.Series(lost).groupby(np.arange(n) if groups is None else np.asarray(groups)[order])
+    spread = np.cumsum(of.cumsum() ** 2 - (of.cumsum() - lost) ** 2)   # the sum over patients of what their films say, squared
+    most = (worse + 1.645 * np.sqrt(np.maximum(spread + 1 - worse ** 2 / (n + 2), 0))) / (n + 2)
     bad = np.flatnonzero((most > limit) | (p[order] < 0))
     k = int(bad[0]) if len(bad) else n
     if not k: return None
     border = math.ceil(p[order][k - 1] * 1e4) / 1e4   # upwards, since files are rounded
     k = int((p >= border).sum())
-    return rounded({"probability": border, "share": k / n, "loss": worse[k - 1] / n, "loss_at_most": most[k - 1], "limit": limit, "n": n}) if k else None
+    return rounded({"probability": border, "share": k / n, "loss": worse[k - 1] / n, "loss_at_most": float(most[k - 1]), "limit": limit, "n": n}) if k else None
 
 
 def normal_from(
@@ -176,14 +178,17 @@ def normal_from(
     truth: np.ndarray,   # (n,) class numbers
     ill: np.ndarray,     # (n,) bool: the ill films that may be missed, those of chests
     least: float = 0.5,  # no border below this one
-    limit: float = 0.01, # share of the ill films, 0 to 1
+    limit: float = 0.01, # share of the ill patients, 0 to 1
+    groups: np.ndarray | None = None,  # (n,) whose films they are; None: each another patient's
 ) -> dict | None:
-    "The least probability from which on \"normal\" by the quick network stands alone, with the ill films that it calls normal and the accurate one does not, and their share at most (95 % confidence); None where no border holds the limit."
+    "The least probability from which on \"normal\" by the quick network stands alone, with the ill patients whom it calls normal and the accurate one does not, and their share at most (95 % confidence); None where no border holds the limit."
     normal = LABELS.index("NORMAL")
-    p, n = np.where(stands & (quick.argmax(1) == normal), quick[:, normal], -1.0), int(ill.sum())
+    who = np.arange(len(truth)) if groups is None else np.asarray(groups)
+    p, n = np.where(stands & (quick.argmax(1) == normal), quick[:, normal], -1.0), len(np.unique(who[ill]))
     p[p < least] = -1.0
     order = np.argsort(-p, kind="stable")
-    missed = np.cumsum((ill & warns & (truth != normal))[order])
+    wrong = pd.Series((ill & warns & (truth != normal))[order])
+    missed = np.cumsum(wrong & ~wrong.groupby(who[order]).cumsum().gt(1)).to_numpy()
     most = beta.ppf(0.95, missed + 1, np.maximum(n - missed, 1e-9)) if n else np.ones(len(p))
     bad = np.flatnonzero((most > limit) | (p[order] < 0))
     k = int(bad[0]) if len(bad) else len(p)

@@ -151,9 +151,13 @@ def distil(
 # %% ../../nbs/vision/edge.ipynb #e202
 def read_student(
     path: Path,  # from `adapter.write_tensors`: a packed student with its head
+    films_sha256: str = "",    # of the train and validation films; empty: not looked at
+    adapter_sha256: str = "",  # of the adapter that made its teacher; empty: not looked at
 ) -> EdgeReader:
-    "A taught student, ready for inference; its distance and severity are not set. Raises `SetupError` for a file that holds none."
+    "A taught student, ready for inference; its distance and severity are not set. Raises `SetupError` for a file that holds none, or whose student was taught on other films or by another teacher."
     tensors, about = read_tensors(path)
+    if films_sha256 and films_sha256 != about.get("films_sha256"): raise SetupError("other_films", f"{Path(path).name} was taught on other films, or on another split of them: it may have seen the test films of this one.", "Teach it again on a GPU (vision.edge.distil), or set export_vit.edge to ''.")
+    if adapter_sha256 and adapter_sha256 != about.get("adapter_sha256"): raise SetupError("other_teacher", f"{Path(path).name} was taught by a network with another adapter.", "Teach it again on a GPU (vision.edge.distil), or set export_vit.edge to ''.")
     try:
         student, state = edge_reader(about["model"], about["size"], about["depth"], about["fine"]), {k: torch.from_numpy(v) for k, v in unpacked(tensors).items()}
         student.net.load_state_dict({k: state[k] for k in student.net.state_dict()})

@@ -58,9 +58,10 @@ export class Reader {
     if (status === 'rejected') return { status, reason_code, ood, timings, film, square };
     const top = p.indexOf(Math.max(...p)), label = labels[top], [, , rows, columns] = out.heat.dims, n = rows * columns;
     const heat = heatOnFilm(out.heat.data.slice(top * n, (top + 1) * n), rows, filmBox(film.width, film.height, preprocessing.size, preprocessing.resize), preprocessing.size);
+    const flags = qualityFlags(film, counts, small, quality);
     const finding = {
       label, probability: p[top], probabilities: Object.fromEntries(labels.map((l, i) => [l, p[i]])), prediction_set: predictionSet(p, limit, labels), coverage: c.conformal.coverage,
-      severity: severity(out.severity?.data, label, c), zones: zones(heat, rows, this.page.chest.includes(label), label, this.page.spread), quality_flags: qualityFlags(film, counts, small, quality),
+      severity: severity(out.severity?.data, label, c), zones: flags.includes('sideways') ? [] : zones(heat, rows, this.page.chest.includes(label), label, this.page.spread), quality_flags: flags,
       ood_score: ood, ood_threshold: c.ood.threshold, model_version: this.page.version,
     };
     return { status, reason_code, finding, spread: isSpread(heat, this.page.spread), heat, side: rows, ood, timings, film, square };
