@@ -54,12 +54,14 @@ def answer(
     classifier,                  # a cxr_pred.vision.classify.Classifier
     explain: Callable | None,    # adds the explanation to a report; None: no explanation
     path: Path,                  # PNG, JPEG, TIFF or DICOM
+    age: float | None = None,    # years, where the file does not say
+    complaint: str = "",         # in somebody's own words
 ) -> tuple[dict, tuple | None]:  # the row, and (report, film, heatmap); None for an unreadable file
     "Read one file; an unreadable one gives status `error` with its code. Never raises."
-    from cxr_pred.clinic.study import read_file
+    from cxr_pred.clinic.study import Patient, read_file
     failed = lambda *said: ({"file": str(path), "status": "error", **dict(zip(("code", "message", "hint"), said))}, None)
     try:
-        report, film, heat = read_file(classifier, path)
+        report, film, heat = read_file(classifier, path, patient=Patient(age=age).with_words(complaint))
         if explain: report = explain(report)
     except CxrError as e: return failed(e.code, e.message, e.hint)
     except Exception as e:  # memory ran out, the runtime failed: one file must not cost the others
@@ -104,7 +106,7 @@ def hand_over(path: Path, read: tuple, fhir: Path | None, sr: Path | None, pdf: 
     origin = head.origin if head else own_origin(report.study_id)
     if fhir:
         from cxr_pred.clinic.fhir import fhir_bundle
-        text = fhir_bundle(report, now(), origin)
+        text = fhir_bundle(report, now(), origin, heatmap=False)   # none is sent along
         with writing(fhir): fhir.parent.mkdir(parents=True, exist_ok=True); fhir.write_text(text + "\n", encoding="utf-8")
     if sr:
         from cxr_pred.clinic.structured import sr_file
@@ -134,7 +136,7 @@ def draw(read: tuple | None, heatmap: Path | None, html: Path | None) -> None:
             html.write_text(text, encoding="utf-8")
     if heatmap and heat is None: print(f"{heatmap} is not written: a rejected picture has no heatmap.", file=sys.stderr)
     elif heatmap:
-        if report.spread: print(f"{heatmap} is the film alone: what speaks for the answer is spread over it.", file=sys.stderr)
+        if report.spread: print(f"{heatmap} is the film alone: this answer names no place on it.", file=sys.stderr)
         from cxr_pred.vision.classify import heat_overlay
         picture = heat_overlay(film.pixels, heat)
         with writing(heatmap):
@@ -161,21 +163,23 @@ def tell(row: dict, read: tuple | None) -> None:
 def predict(
     paths: list[Path] = typer.Argument(help="films: PNG, JPEG, TIFF or DICOM"),
     as_json: bool = typer.Option(False, "--json", help="print one JSON array of reports"),
-    heatmap: Path = typer.Option(None, help="write the film with its heatmap over it, PNG (one film only); the film alone where the map is spread"),
+    heatmap: Path = typer.Option(None, help="write the film with its heatmap over it, PNG (one film only); the film alone where the answer names no place"),
     html: Path = typer.Option(None, help="write the report as one HTML file (one film only)"),
     fhir: Path = typer.Option(None, help="write the report as a FHIR R4 bundle, JSON (one film only)"),
     sr: Path = typer.Option(None, help="write the report as a DICOM structured report (one film only); of a DICOM film with its patient and study"),
     pdf: Path = typer.Option(None, help="write a sheet to take along to a doctor, PDF (one film only)"),
     explain: bool = typer.Option(True, "--explain/--no-explain", help="explain each answer in plain words"),
+    age: float = typer.Option(None, min=0, max=120, help="years, a baby's as a fraction (one film only): a child's explanation is another one; a DICOM file may say it itself, and who is not said to be a child is spoken to as an adult"),
+    complaint: str = typer.Option("", help="what is wrong, in your own words (one film only): the symptoms that it names are kept, the words are not"),
     bundle: Path = BUNDLE,
 ):
     "Name the class of each film and explain it, or say that it can't be told; exit status 2 if any file failed."
-    if len(paths) > 1 and (heatmap or html or fhir or sr or pdf): raise typer.BadParameter("--heatmap, --html, --fhir, --sr and --pdf take one film.")
+    if len(paths) > 1 and (heatmap or html or fhir or sr or pdf or complaint or age is not None): raise typer.BadParameter("--heatmap, --html, --fhir, --sr, --pdf, --age and --complaint take one film.")
     with plainly():
         classifier, explained = open_reader(bundle, explain)
         rows = []
         for path in paths:
-            row, read = answer(classifier, explained, path)
+            row, read = answer(classifier, explained, path, age, complaint)
             rows.append(row)
             if not as_json or row["status"] == "error": tell(row, read)
         if as_json: print(json.dumps(rows, indent=1))

@@ -20,7 +20,7 @@ from .report import headline
 from .study import Report
 from .words import STRINGS, confidence_line, flag_words
 from ..core import SetupError
-from ..data.labels import NAMES
+from ..data.labels import LIMB, NAMES
 
 # %% ../../nbs/clinic/fhir.ipynb #c005
 Version = Literal["r4", "r5"]
@@ -64,7 +64,7 @@ def zone_concept(zone: str) -> dict:
 def components(report: Report) -> list[dict]:
     "Certainty, severity, prediction set, places and what is odd about the film; of an answer only."
     f = report.finding
-    out = [{"code": concept(CERTAINTY), "valueQuantity": {"value": round(100 * f.probability, 1), "unit": "%", "system": SYSTEMS[PERCENT.system], "code": PERCENT.code}}]
+    out = [{"code": concept(CERTAINTY, f"{CERTAINTY.meaning}, {STRINGS['if_broken']}" if f.label in LIMB else ""), "valueQuantity": {"value": round(100 * f.probability, 1), "unit": "%", "system": SYSTEMS[PERCENT.system], "code": PERCENT.code}}]
     if f.severity in GRADES: out.append({"code": concept(SEVERITY), "valueCodeableConcept": concept(GRADES[f.severity])})
     out += [{"code": concept(IN_SET, f"{IN_SET.meaning} ({round(100 * f.coverage)} %)"), "valueCodeableConcept": class_concept(l)} for l in f.prediction_set]
     out += [{"code": concept(PLACE), "valueCodeableConcept": zone_concept(z)} for z in f.zones]
@@ -76,7 +76,7 @@ def observation(report: Report, when: datetime) -> dict:
     f, ok = report.finding, report.status == "ok"
     said = {"resourceType": "Observation", "status": "preliminary", "category": [listed("observation-category", "imaging", "Imaging")], "code": concept(FINDING),
             "subject": {"reference": urn(report, "patient")}, "issued": when.isoformat(), "device": {"reference": urn(report, "device")},
-            "derivedFrom": [{"reference": urn(report, "imaging")}], "note": [{"text": report.disclaimer}]}
+            "derivedFrom": [{"reference": urn(report, "imaging")}], "note": [{"text": t} for t in ([STRINGS["limb_note"]] if ok and f.label in LIMB else []) + [report.disclaimer]]}
     if not ok:
         reason = listed("data-absent-reason", *NO_VALUE[report.status]) | {"text": STRINGS["reason"][report.reason_code]}
         return said | {"dataAbsentReason": reason} | ({"interpretation": [listed("v3-ObservationInterpretation", "IND", "Indeterminate")]} if f else {})
@@ -87,10 +87,10 @@ def observation(report: Report, when: datetime) -> dict:
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 
 
-def imaging_study(report: Report, origin: Origin, version: Version) -> dict:
-    "The study that the film is, or is put in."
+def imaging_study(report: Report, origin: Origin, version: Version, heatmap: bool = True) -> dict:
+    "The study that the film is, or is put in; with the heatmap where one was made and is sent."
     known = [(origin.modality, origin.series_uid, origin.sop_uid, origin.sop_class)] if origin.from_dicom else []
-    made = [("OT", own_uid(report.study_id, "heatmap series"), own_uid(report.study_id, "heatmap"), SECONDARY_CAPTURE)] if report.status == "ok" and not report.spread else []   # as `result_files` sends it
+    made = [("OT", own_uid(report.study_id, "heatmap series"), own_uid(report.study_id, "heatmap"), SECONDARY_CAPTURE)] if heatmap and report.status == "ok" and not report.spread else []   # as `result_files` sends it
     as_coded = lambda m: {"system": SYSTEMS["DCM"], "code": m}
     modality = (lambda m: {"coding": [as_coded(m)]}) if version == "r5" else as_coded
     series = [{"uid": s, "modality": modality(m), "instance": [{"uid": i, "sopClass": {"system": "urn:ietf:rfc:3986", "code": f"urn:oid:{c}"}}]} for m, s, i, c in known + made if m]
@@ -151,9 +151,10 @@ def fhir_bundle(
     when: datetime,                # the film was read, aware
     origin: Origin | None = None,  # of the film; one of our own if None
     version: Version = "r4",
+    heatmap: bool = True,          # its object goes to the archive too
 ) -> str:
     "A report as a FHIR bundle, JSON, checked by the library's models. Raises `SetupError` no_fhir."
-    resources = {"report": diagnostic_report(report, when, version), "observation": observation(report, when), "imaging": imaging_study(report, origin or own_origin(report.study_id), version), "device": device(report, version), "patient": patient(report)}
+    resources = {"report": diagnostic_report(report, when, version), "observation": observation(report, when), "imaging": imaging_study(report, origin or own_origin(report.study_id), version, heatmap), "device": device(report, version), "patient": patient(report)}
     entries = [{"fullUrl": urn(report, what), "resource": r | {"id": urn(report, what).removeprefix("urn:uuid:")}} for what, r in resources.items()]
     bundle = bundle_model(version).model_validate({"resourceType": "Bundle", "id": str(own_uuid(report.study_id, "bundle")), "type": "collection", "timestamp": when.isoformat(), "entry": entries})
     return bundle.model_dump_json()

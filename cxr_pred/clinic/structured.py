@@ -21,6 +21,7 @@ from .origin import Origin, own_uid
 from .report import headline
 from .study import Report
 from .words import STRINGS, confidence_line, flag_words
+from ..data.labels import LIMB
 from ..core import SetupError
 from ..vision.classify import heat_overlay
 
@@ -82,7 +83,7 @@ def sr_content(report: Report, origin: Origin):
     observer = hd.sr.DeviceObserverIdentifyingAttributes(own_uid("device", model_of(report)), name="cxr_pred", manufacturer_name="cxr_pred", model_name=model_of(report))
     context = hd.sr.ObservationContext(observer_device_context=hd.sr.ObserverContext(sr_code(Coded("121007", "DCM", "Device")), observer))
     tree = hd.sr.MeasurementReport(context, sr_code(PLAIN_FILM), [measured(report, origin)])
-    words = [conclusion(report)] + [flag_words(q) for q in (report.finding.quality_flags if report.finding else [])]
+    words = [conclusion(report)] + ([STRINGS["limb_note"]] if report.status == "ok" and report.finding.label in LIMB else []) + [flag_words(q) for q in (report.finding.quality_flags if report.finding else [])]
     tree[0].ContentSequence.extend(hd.sr.TextContentItem(sr_code(COMMENT), text, hd.sr.RelationshipTypeValues.CONTAINS) for text in words)
     return tree
 

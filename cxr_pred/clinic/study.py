@@ -114,6 +114,7 @@ def read_file(
     classifier: Classifier,
     path: Path,   # PNG, JPEG, TIFF or DICOM
     opened: Callable[[bytes | Path, str], Film] = open_film,  # as `read_study`
+    patient: Patient = Patient(),
 ) -> tuple[Report, Film, np.ndarray | None]:  # as `read_study`
     "Read one file. Raises `InputError`: not_found, and those of `read_study`."
-    return read_study(classifier, Path(path), opened=opened)
+    return read_study(classifier, Path(path), patient=patient, opened=opened)

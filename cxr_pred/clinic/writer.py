@@ -15,7 +15,7 @@ from .logs import ID_HEADER, request_id, sound_id
 from .study import Report
 from ..core import CxrError, SetupError, log, read_json, settings, write_json
 from ..language.case import Case, Reader
-from ..language.facts import caveats
+from ..language.facts import added
 from ..language.findings import Explanation, choices, finding_prompt, fits, template_explanation
 from ..language.verify import check, sentence_problems, sentences_among
 
@@ -47,9 +47,9 @@ def may_say(
     case: Case,   # an answered one
     facts: dict,
 ) -> dict[str, list[tuple[str, ...]]]:
-    "`choices` with the caveats that are always added."
+    "`choices` with the sentences that are always added."
     may = choices(case, facts)
-    return may | {"details": [*may["details"], *((t,) for t in caveats(facts, case))]}
+    return may | {"details": [*may["details"], *((t,) for t in added(facts, case))]}
 
 
 def problems_of(

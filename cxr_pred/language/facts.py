@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MEDICINE', 'URGENCIES', 'LINES', 'NO_ANSWERS', 'line_problems', 'entry_problems', 'facts_problems', 'load_facts',
            'for_reader', 'entry', 'texts', 'reading_grade', 'highest', 'floor', 'urgency', 'next_steps', 'urgent_signs',
-           'caveats']
+           'caveats', 'added']
 
 # %% ../../nbs/language/facts.ipynb #c002
 import re
@@ -27,7 +27,7 @@ MEDICINE = re.compile(r"\b(antibiotics?|antivirals?|paracetamol|acetaminophen|ib
 
 # %% ../../nbs/language/facts.ipynb #c007
 URGENCIES = ("routine", "soon", "urgent")
-LINES = ("what_it_is", "feels_like", "urgent_signs", "next_steps", "doctor_may_check", "caveat")
+LINES = ("what_it_is", "feels_like", "urgent_signs", "next_steps", "doctor_may_check", "caveat", "limits")
 NO_ANSWERS = ("low_confidence", "ambiguous", "unusual_film", "not_a_radiograph", "blank")
 
 
@@ -67,7 +67,7 @@ def facts_problems(facts: dict) -> list[str]:
     classes, other, sources = (facts.get(k) or {} for k in ("classes", "no_answer", "sources"))
     out = [f"class {c} is missing" for c in LABELS if c not in classes] + [f"{r} is missing" for r in NO_ANSWERS if r not in other]
     for name, e in classes.items():
-        need = LINES if name == "NORMAL" or name.startswith("FRACTURE") else LINES[:-1]
+        need = LINES[:6] if name == "NORMAL" or name.startswith("FRACTURE") else (*LINES[:5], "limits")
         out += entry_problems(name, e, ("name", *need), sources)
     for whose, level in ((w, l) for w in ("escalation", *(["escalation_children"] if "escalation_children" in facts else [])) for l in ("soon", "urgent")):
         out += entry_problems(whose, {"urgency": level, "next_steps": (facts.get(whose) or {}).get(level)}, ("next_steps",), sources)
@@ -176,3 +176,11 @@ def caveats(
     "What has to be said with an answer, of its class and of its film."
     notes = facts.get("film_notes", {})
     return texts(entry(facts, case), "caveat") + [notes[q]["text"] for q in (case.answered.quality_flags if case.answered else ()) if q in notes]
+
+
+def added(
+    facts: dict,
+    case: Case,
+) -> list[str]:
+    "The sentences that follow what a writer said: caveats, what the reader does not know and could take for this answer, and to a patient what a doctor may check: who knows it is less afraid of going."
+    return caveats(facts, case) + texts(entry(facts, case), "limits", *(() if case.reader == "clinician" else ("doctor_may_check",)))

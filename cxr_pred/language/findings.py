@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .case import Case, Symptom
-from .facts import caveats, entry, next_steps, texts, urgency, urgent_signs
+from .facts import added, entry, next_steps, texts, urgency, urgent_signs
 from ..vision.finding import Finding, confidence_word
 
 # %% ../../nbs/language/findings.ipynb #c004
@@ -187,8 +187,8 @@ def assemble(
     facts: dict,
     **more,       # source, verified, fallback_reason
 ) -> Explanation:
-    "Add next steps, caveat, emergency signs and the rule's urgency to what a writer said."
-    return Explanation(summary=said["summary"], details=" ".join([said["details"], *caveats(facts, case)]), next_steps=[*next_steps(facts, case), *urgent_signs(facts, case)],
+    "Add next steps, what is always said with this answer, emergency signs and the rule's urgency to what a writer said."
+    return Explanation(summary=said["summary"], details=" ".join([said["details"], *added(facts, case)]), next_steps=[*next_steps(facts, case), *urgent_signs(facts, case)],
                        urgency=urgency(facts, case), language=facts["language"], **more)
 
 

@@ -45,5 +45,5 @@ export function explain({ status, reason_code, finding }, { facts, said }) {
   const notes = ok ? finding.quality_flags.map(f => facts.film_notes?.[f]).filter(Boolean) : [];
   const summary = !ok ? said.none[status] : fill(finding.label === 'NORMAL' ? said.normal : said.lead, { name: article(entry.name), word: confidenceWord(finding.probability) });
   const told = ok ? [...others(finding, facts, said), ...texts(entry, 'what_it_is', 'feels_like'), ...details(finding, facts, said), said.closing] : texts(entry, 'what_it_is');
-  return { summary, details: [...told, ...texts(entry, 'caveat'), ...notes].join(' '), next_steps: [firstStep(entry, urgency, floor, finding, facts), ...texts(entry, 'next_steps').slice(1), ...texts(entry, 'urgent_signs')], urgency };
+  return { summary, details: [...told, ...texts(entry, 'caveat'), ...notes, ...texts(entry, 'limits'), ...texts(entry, 'doctor_may_check')].join(' '), next_steps: [firstStep(entry, urgency, floor, finding, facts), ...texts(entry, 'next_steps').slice(1), ...texts(entry, 'urgent_signs')], urgency };
 }
