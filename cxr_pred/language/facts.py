@@ -67,7 +67,7 @@ def facts_problems(facts: dict) -> list[str]:
     classes, other, sources = (facts.get(k) or {} for k in ("classes", "no_answer", "sources"))
     out = [f"class {c} is missing" for c in LABELS if c not in classes] + [f"{r} is missing" for r in NO_ANSWERS if r not in other]
     for name, e in classes.items():
-        need = LINES[:6] if name == "NORMAL" or name.startswith("FRACTURE") else (*LINES[:5], "limits")
+        need = LINES[:6] if name == "NORMAL" or name.startswith("FRACTURE") else LINES[:5]   # a bundle's facts may be older than `limits`
         out += entry_problems(name, e, ("name", *need), sources)
     for whose, level in ((w, l) for w in ("escalation", *(["escalation_children"] if "escalation_children" in facts else [])) for l in ("soon", "urgent")):
         out += entry_problems(whose, {"urgency": level, "next_steps": (facts.get(whose) or {}).get(level)}, ("next_steps",), sources)
