@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INTENDED', 'SAMPLE', 'LIMITS', 'CLINICAL_LIMITS', 'head', 'data_section', 'plain', 'words_paragraph',
-           'training_section', 'accuracy_section', 'shortcut_section', 'pair_section', 'severity_sentence',
-           'failure_section', 'language_section', 'limits_section', 'model_card']
+           'training_section', 'accuracy_section', 'shortcut_section', 'pair_section', 'recipes_section',
+           'severity_sentence', 'failure_section', 'language_section', 'limits_section', 'model_card']
 
 # %% ../../nbs/evaluate/card.ipynb #c002
 from ..data.fetch import DATASETS
@@ -133,6 +133,17 @@ Two networks: a quick one looks first, and where it is sure enough its answer st
 {markdown_table(["films", "n", "answered by the quick one", "right, accurate alone", "right, both"], rows)}
 {(chr(10) + " ".join(strange) + chr(10)) if strange else ""}"""
 
+# %% ../../nbs/evaluate/card.ipynb #ce5422b9
+def recipes_section(
+    speed: dict | None,  # metrics/bench/gpu_training.json
+) -> str:
+    "What the recipes of two sizes take on a card, and one process of FSDP; empty where it was not measured, or on a toy."
+    if not speed or speed.get("toy"): return ""
+    rows = [[r["recipe"], r["model"], r["batch"], round(r["films_per_second"]), f"{r['peak_memory_gb']:.1f}", share(r["mfu"])] for r in speed["rows"] if r["outcome"] == "measured"]
+    cut = next((s for s in speed["strategies"] if s["strategy"] == "fsdp" and s["outcome"] == "measured"), None)
+    words = f" Cut up by FSDP in {cut['world_size']} process{'' if cut['world_size'] == 1 else 'es'}, {cut['model']} took {cut['peak_memory_gb']:.1f} GB and {cut['step_ms']:.0f} ms a step of {cut['batch']}, its loss within {cut['largest_difference_of_loss']:.4f} of the uncut one." if cut else ""
+    return f"## Other sizes\n\nThe model of this card is the small one. What a training step of each recipe takes on one {speed['device']}, at {speed['size']} px, measured on drawn films (`nbs/benchmarks/gpu_training.ipynb`):\n\n{markdown_table(['recipe', 'model', 'batch', 'films a second', 'peak memory, GB', 'of the peak arithmetic'], rows)}\n\nThe large one was never trained on films of patients.{words}\n"
+
 # %% ../../nbs/evaluate/card.ipynb #c016
 def severity_sentence(
     s: dict | None,  # of metrics/vit.json
@@ -202,8 +213,9 @@ def model_card(
     llm: dict | None = None,  # llm/llm.json: base and recipe
     llm_metrics: dict | None = None,  # metrics/llm.json
     gates: dict | None = None,        # metrics/gates.json
+    speed: dict | None = None,        # metrics/bench/gpu_training.json
 ) -> str:
     "The whole card, Markdown. It names no version, time or commit, so that equal models have equal cards."
-    sections = (head(profile, train["model"]), goals_section(gates), data_section(etl), training_section(train, llm), accuracy_section(vit), *([pair_section(vit)] if vit.get("pair") else []), validation_section(vit), shortcut_section(vit), real_section(vit), whom_section(vit), failure_section(vit),
+    sections = (head(profile, train["model"]), goals_section(gates), data_section(etl), training_section(train, llm), *([made] if (made := recipes_section(speed)) else []), accuracy_section(vit), *([pair_section(vit)] if vit.get("pair") else []), validation_section(vit), shortcut_section(vit), real_section(vit), whom_section(vit), failure_section(vit),
                 behaviour_section(vit), limbs_section(vit), outside_section(vit), language_section(llm_metrics), limits_section(profile), tripod_section())
     return "\n".join(sections) + f"\nThe ten classes: {'; '.join(f'{l}, {NAMES[l]}' for l in LABELS)}.\n"
