@@ -97,7 +97,7 @@ def test_every_question_has_its_row_and_few_films_decide_nothing(evaluated):
     assert len(rows) == sum(len(evaluated[name]) for name in ("is_it_real", "stress", "behaviour")), "no question twice"
     assert rows["accuracy with the middle blacked out"]["verdict"] == "not sound", "the toy's patterns reach into the border"
     assert rows["normal films whose source a probe names"]["verdict"] == "not assessable", "four normal films"
-    assert rows["inverted: accuracy of what is answered"]["verdict"] == "not assessable" and rows["NORMAL: films it was trained on"]["n"] == 4
+    assert rows["inverted: accuracy of what is answered"]["verdict"] == "not assessable" and rows["NORMAL: validation films named"]["n"] == 0 and rows["NORMAL: validation films named"]["verdict"] == "not assessable"
     assert rows["a bigger lesion: the severity is not lower"]["value"] is None, "it grades none"
     assert set(evaluated["leave_one_source_out"]) == {"kermany", "tb"} and evaluated["leave_one_source_out"]["tb"]["unseen"]["n_normal"] == 2
     assert abs(evaluated["random_labels"]["shuffled"] - 0.1) < 0.15 < 0.9 < evaluated["random_labels"]["true"]
