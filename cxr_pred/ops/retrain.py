@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Due', 'drifted_twice', 'is_due', 'journal_of', 'read_feedback_films', 'places', 'join_data', 'films_sha256',
-           'carried_adapter', 'carry_language', 'train_language', 'train_challenger', 'pack_challenger',
-           'compare_models', 'recent_films', 'home', 'below', 'alone', 'remembered', 'remember', 'newly_settled',
-           'note_learned', 'was_promoted', 'noted', 'ever_learned', 'metrics_of', 'registered', 'champion_of',
-           'promote', 'forget_films', 'let_go', 'conclude', 'finish', 'retrain', 'challenge']
+           'carried', 'carry_language', 'train_language', 'train_challenger', 'pack_challenger', 'compare_models',
+           'recent_films', 'home', 'below', 'alone', 'remembered', 'remember', 'newly_settled', 'note_learned',
+           'was_promoted', 'noted', 'ever_learned', 'metrics_of', 'registered', 'champion_of', 'promote',
+           'forget_films', 'let_go', 'conclude', 'finish', 'retrain', 'challenge']
 
 # %% ../../nbs/ops/retrain.ipynb #4c1380da
 import fcntl, hashlib, json, math, shutil
@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..core import CxrError, SetupError, load_params, log, read_json, root, run_dir, write_json
+from ..core import CxrError, SetupError, load_params, log, read_json, root, run_dir, sha256_file, write_json
 from ..data.etl import as_manifest, run_etl
 from ..data.journal import from_line
 from ..data.labels import LABELS
@@ -155,18 +155,20 @@ def films_sha256(data: Path) -> str:
     return hashlib.sha256(np.ascontiguousarray(np.load(data / "films.npy", mmap_mode="r")[m.row[m.split != "test"].to_numpy()]).tobytes()).hexdigest()
 
 
-def carried_adapter(
-    path: str,         # train_vit.adapter, below the root; empty: none
+def carried(
+    name: str,         # adapter, of train_vit, or edge, of export_vit
+    path: str,         # that parameter, below the root; empty: none
     base: Path,        # the profile's data folder
-    run: Path,         # the challenger's run folder, its data joined
+    run: Path,         # the challenger's run folder, its data joined; the adapter goes there before the student that its network taught
 ) -> dict:
-    "What train_vit takes in place of the profile's adapter; nothing where there is none, or where it was tuned on other films than the profile's."
+    "What the stage takes in place of the profile's adapter or student; nothing where there is none, or where it was tuned on other films than the profile's."
     from cxr_pred.vision.adapter import read_tensors, write_tensors
     if not path: return {}
-    tensors, about = read_tensors(root() / path)
+    (tensors, about), to, teacher = read_tensors(root() / path), run / f"{name}.safetensors", run / "adapter.safetensors"
     if about.get("films_sha256") != (old := films_sha256(base)): return {}
-    write_tensors(tensors, run / "adapter.safetensors", about | {"films_sha256": films_sha256(run / "data"), "tuned_on_films_sha256": old})
-    return {"adapter": (run / "adapter.safetensors").relative_to(root()).as_posix()}
+    again = {"adapter_sha256": sha256_file(teacher)} if "adapter_sha256" in about and teacher.is_file() else {}   # the same adapter under a new description
+    write_tensors(tensors, to, about | again | {"films_sha256": films_sha256(run / "data"), "tuned_on_films_sha256": old})
+    return {name: to.relative_to(root()).as_posix()}
 
 
 def carry_language(
@@ -207,7 +209,8 @@ def train_challenger(
     (run / "metrics").mkdir(exist_ok=True)
     for name in ("etl", "data_card"):
         if (f := run_dir(profile) / f"metrics/{name}.json").is_file(): shutil.copyfile(f, run / f"metrics/{name}.json")
-    for stage, more in (("train_vit", carried_adapter(load_params(profile, "train_vit").get("adapter", ""), run_dir(profile) / "data", run)), ("export_vit", {}), ("evaluate", {})):
+    for stage, name in (("train_vit", "adapter"), ("export_vit", "edge"), ("evaluate", "")):
+        more = carried(name, load_params(profile, stage).get(name, ""), run_dir(profile) / "data", run)
         run_stage(stage, profile, instead=where | more, reports=f"retrain/{profile}/{run.name}")
 
 
