@@ -178,7 +178,7 @@ class Seat:
 
     def open(self, study):
         self.page.locator("#find input, #find textarea").fill(study); self.page.locator("#find input, #find textarea").press("Enter")
-        self.page.wait_for_selector("#viewer .cxr.view", timeout=20_000)
+        self.page.wait_for_selector(f'#viewer .cxr.view[data-study="{study}"]', timeout=20_000)
 
     def say(self, reading):
         self.page.locator("#label").get_by_label(reading, exact=True).check()
@@ -187,11 +187,11 @@ class Seat:
         return self.page.locator("#message").inner_text()
 
     def came(self) -> str:
-        "What has come over the network as text; a stream that still runs has no body to read, what it brought is on the page."
+        "What has come over the network as text."
         def body(r):
             try: return r.text()
             except (sync_api.Error, UnicodeDecodeError): return ""
-        return "".join(body(r) for r in self.heard if "/queue/data" in r.url or "/v1/" in r.url)
+        return "".join(body(r) for r in self.heard if "/gradio_api/run/" in r.url or "/queue/data" in r.url or "/v1/" in r.url)
 
 
 @pytest.fixture
@@ -226,6 +226,7 @@ def test_the_second_reader_reads_first(seat, url):
     a.open(study)
     assert "61 years" in a.page.locator("#card").inner_text() and a.page.locator("#viewer .over, #viewer [data-do=heat]").count() == 0
     where = "() => document.querySelector('#desk').innerHTML.replace(document.querySelector('#label').innerHTML, '')"
+    assert "61 years" in a.came(), "what the desk is told comes this way"
     for told in (a.page.evaluate(where), a.came()): assert "neumonia" not in told.replace("COVID-19 pneumonia", "") and "PNEUMONIA" not in told and "chip" not in told and "middle zone" not in told
     a.page.locator("#viewer input[name=window]").fill("50")
     assert a.page.locator("#viewer feFuncR").get_attribute("slope") == "2" and a.page.locator("#viewer feFuncR").get_attribute("intercept") == "-0.5"
@@ -259,13 +260,15 @@ def test_the_second_reader_reads_first(seat, url):
 
 
 def test_a_stale_seat_cannot_answer(seat, url):
-    study, a = new_study(url), seat()
+    other, study, a = new_study(url), new_study(url), seat()
     a.log_in("ben")
     a.page.wait_for_selector("#worklist input[type=radio]", timeout=20_000)
     a.page.locator("#viewer").wait_for(state="attached")
     a.page.locator("body").click(position={"x": 5, "y": 5}); a.page.keyboard.press("j")
-    a.page.wait_for_selector("#viewer .cxr.view", timeout=20_000)
-    a.open(study)
+    a.page.wait_for_selector(f'#viewer .cxr.view:not([data-study="{study}"])', timeout=20_000)  # the oldest waits at the top
+    draw = lambda: a.page.locator("#viewer .sheet").evaluate("e => e.insertAdjacentHTML('beforeend', '<div class=\"box mine\"></div>')")
+    a.open(other); draw(); a.open(study)
+    assert a.page.locator("#viewer .box.mine").count() == 0, "the same film, another study: what was marked on the first stays with it"
     a.page.evaluate("document.cookie = 'cxr_csrf=other; path=/'")
     assert "no_csrf" in a.say("Tuberculosis") and a.page.locator("#card .cxr[data-status]").count() == 0, "another site's page could not have sent it"
     a.context.clear_cookies()

@@ -123,10 +123,10 @@ def open_study(
     if need == "feedback" and known.study.state == "second": note = f"{d['wait']} {note}"
     if need == "reading":
         about = f'<section class="cxr"><h3>{d["patient"]}</h3><p>{escape(patient_line(report.patient)) or d["nothing_known"]}</p></section>'
-        return Opened(study_id, need, title, note, viewer_html(film), about, None, "")
+        return Opened(study_id, need, title, note, viewer_html(film, study=study_id), about, None, "")
     coloured = heat if report.status == "ok" and not report.spread else None
     own = [f.confirmed_label for f in given if f.physician == who.name]
-    return Opened(study_id, need, title, note, viewer_html(film, coloured, [m for x in known.said for m in x.regions or []]), brief_html(room, report) + card_html(report) + said_html(known.said), own[-1] if own else None, explained(report.explanation))
+    return Opened(study_id, need, title, note, viewer_html(film, coloured, [m for x in known.said for m in x.regions or []], study=study_id), brief_html(room, report) + card_html(report) + said_html(known.said), own[-1] if own else None, explained(report.explanation))
 
 # %% ../../nbs/clinic/desk.ipynb #ad2cc238
 def outcome(need: str, agrees: bool, state: str, answered: bool) -> str:
@@ -278,16 +278,17 @@ def wire(room: ReadingRoom, page, parts: Parts, x: dict) -> None:
             return shown(open_study(room, who, study_id), f"**{escape(done)}**")
         except Exception as e: return [f"**{escape(telling(e))}**", *[gr.skip()] * (len(parts) - 1)]
 
-    quiet = dict(api_visibility="private", show_progress="hidden")
+    # Without Gradio's queue: its page closes the stream on which answers come as soon as none is awaited, and what is asked in that moment is never answered (seen with 6.20: the button stays dead). These take milliseconds and need no place in a line.
+    quiet = dict(api_visibility="private", show_progress="hidden", queue=False)
     again = dict(fn=from_top, inputs=x["which"], outputs=[*inside, *parts], **quiet)
-    renew = again | dict(fn=renewed)
+    renew = again | dict(fn=renewed, trigger_mode="always_last")   # Gradio drops what is asked while the same is still on its way: then the list would stand on one study and the film be another's
     page.load(**again)
     for event in (x["enter"].click, x["password"].submit, x["key"].submit):
         event(entered, [x["name"], x["password"], x["key"], x["which"]], [x["password"], x["key"], *inside, *parts], js=LOGIN.replace("UNREACHABLE", json.dumps(S["desk"]["unreachable"])), **quiet)
     x["leave"].click(**again | dict(js="async which => { await cxr.logout(); return [which] }"))
     for event in (x["which"].input, x["top"].click): event(**renew)
     x["more"].click(further, [x["which"], x["place"]], [*inside, *parts], **quiet)
-    for event, given in ((x["rows"].input, x["rows"]), (x["find"].submit, x["find"])): event(opened, given, list(parts), **quiet).then(fn=None, js=SEEN, queue=False)
+    for event, given in ((x["rows"].input, x["rows"]), (x["find"].submit, x["find"])): event(opened, given, list(parts), trigger_mode="always_last", **quiet).then(fn=None, js=SEEN, queue=False)
     done = x["send"].click(sent, [x["csrf"], x["marks"], parts.study, parts.need, parts.label, parts.severity, parts.edited], list(parts), js=FILL, **quiet)
     done.then(fn=None, js=SEEN, queue=False)   # two events after one: Gradio goes no further than one without a function
     done.then(**renew)

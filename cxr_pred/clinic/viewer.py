@@ -19,7 +19,7 @@ from ..vision.classify import heat_overlay
 
 # %% ../../nbs/clinic/viewer.ipynb #2bd23639
 VIEWER = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string("""
-<div class="cxr view" data-zoom="1" style="--aspect:{{ aspect }};--zoom:1">
+<div class="cxr view" data-zoom="1" data-study="{{ study }}" style="--aspect:{{ aspect }};--zoom:1">
 <svg width="0" height="0" style="position:absolute" aria-hidden="true"><filter id="cxr-window" color-interpolation-filters="sRGB"><feComponentTransfer>{% for c in 'RGB' %}<feFunc{{ c }} type="linear" slope="1" intercept="0"/>{% endfor %}</feComponentTransfer></filter></svg>
 <div class="scroll" tabindex="0" role="region" aria-label="{{ s.title }}"><div class="sheet"><img class="plain" src="{{ film }}" alt="{{ s.title }}" draggable="false">{% if over %}<img class="over" src="{{ over }}" alt="" draggable="false">{% endif %}
 {% for x, y, w, h in marks %}<div class="box theirs" style="left:{{ 100 * x }}%;top:{{ 100 * y }}%;width:{{ 100 * w }}%;height:{{ 100 * h }}%"></div>{% endfor %}</div></div>
@@ -44,10 +44,11 @@ def viewer_html(
     heat: np.ndarray | None = None,   # (16, 16) float; None: no heatmap, and no trace of one
     marks: Sequence[Sequence[float]] = (),   # boxes of other readers: x, y, width, height as fractions of the film
     marking: bool = True,             # whether places can be marked
+    study: str = "",                  # whose film it is
 ) -> str:
-    "The film with its controls."
+    "The film with its controls. The study's name is in it, so that a second study with the same film is another page to the browser: marks drawn on the first do not stay on it."
     picture = Image.fromarray(film.pixels)
-    return VIEWER.render(s=S["viewer"], film=data_uri(picture, 1280), over=data_uri(heat_overlay(film.pixels, heat, 640)) if heat is not None else "", aspect=round(picture.width / picture.height, 4), marks=[[float(v) for v in m] for m in marks], marking=marking)
+    return VIEWER.render(s=S["viewer"], film=data_uri(picture, 1280), over=data_uri(heat_overlay(film.pixels, heat, 640)) if heat is not None else "", aspect=round(picture.width / picture.height, 4), marks=[[float(v) for v in m] for m in marks], marking=marking, study=study)
 
 # %% ../../nbs/clinic/viewer.ipynb #4a4eee14
 VIEWER_JS = r"""
