@@ -22,10 +22,10 @@ from .reading import Answer, ReadingRoom
 from .report import card_html, patient_line
 from .study import Report
 from .viewer import viewer_html
-from .words import STRINGS as S, confidence_line
+from .words import STRINGS as S
 from .worklist import Filters, Item, Said, case, opinions, worklist_page
 from ..core import CxrError, InputError, log
-from ..data.labels import LIMB, NAMES
+from ..data.labels import NAMES
 from ..database import now
 from ..language.findings import Explanation, template_explanation
 
@@ -107,7 +107,7 @@ def brief_html(room: ReadingRoom, report: Report) -> str:
     "An answer in the few lines that a physician wants: figures, place, what is not ruled out, what is wrong with the film; empty without an answer. No step: who sees it has read the film."
     if report.status != "ok": return ""
     e = template_explanation(report.case("clinician"), room.facts)
-    return f'<section class="cxr"><h3>{S["desk"]["brief"]}</h3>{f"<p>{escape(confidence_line(report.finding))}</p>" if report.finding.label in LIMB else ""}<p>{escape(e.summary)} {escape(e.details)}</p></section>'
+    return f'<section class="cxr"><h3>{S["desk"]["brief"]}</h3><p>{escape(e.summary)} {escape(e.details)}</p></section>'
 
 
 def open_study(

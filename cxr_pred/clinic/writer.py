@@ -16,7 +16,7 @@ from .study import Report
 from ..core import CxrError, SetupError, log, read_json, settings, write_json
 from ..language.case import Case, Reader
 from ..language.facts import added
-from ..language.findings import Explanation, choices, finding_prompt, fits, template_explanation
+from ..language.findings import Explanation, as_told, choices, finding_prompt, fits, template_explanation
 from ..language.verify import check, sentence_problems, sentences_among
 
 # %% ../../nbs/clinic/writer.ipynb #c005
@@ -47,9 +47,9 @@ def may_say(
     case: Case,   # an answered one
     facts: dict,
 ) -> dict[str, list[tuple[str, ...]]]:
-    "`choices` with the sentences that are always added."
+    "`choices` as a person reads them, with the sentences that are always added."
     may = choices(case, facts)
-    return may | {"details": [*may["details"], *((t,) for t in added(facts, case))]}
+    return may | {"summary": [tuple(as_told({"summary": s}, case)["summary"] for s in place) for place in may["summary"]], "details": [*may["details"], *((t,) for t in added(facts, case))]}
 
 
 def problems_of(

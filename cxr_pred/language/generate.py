@@ -19,7 +19,7 @@ from pydantic_core import from_json
 from ..core import SetupError, log
 from .base import chat, config_of, encode, load_base
 from .case import Case
-from .findings import SYSTEM, Explanation, Said, as_pattern, assemble, choices, finding_prompt, fits, parse_answer, template_explanation
+from .findings import SYSTEM, Explanation, Said, as_pattern, as_told, assemble, choices, finding_prompt, fits, parse_answer, template_explanation
 from .verify import check, sentence_problems, sentences, sentences_among
 
 # %% ../../nbs/language/generate.ipynb #c004
@@ -309,7 +309,7 @@ def explain_aloud(
             new = finished_sentences(text)[len(told):]
             if refused := bool(new) and (not known.issuperset(s.text for s in new) or bool(sentence_problems([s.text for s in new], case, facts))): break
             told += new
-            yield from new
+            yield from (s._replace(text=as_told({"summary": s.text}, case)["summary"]) if s.part == "summary" else s for s in new)
         done = template_explanation(case, facts, "llm_unsupported") if refused else judge(text, case, facts)
         if done.source == "template" and time.monotonic() > end: done = template_explanation(case, facts, "llm_timeout"); break
         if done.source == "llm" or stop(): break

@@ -16,7 +16,7 @@ import numpy as np
 from ..core import InputError, write_json
 from ..data.labels import CHEST, LABELS
 from .case import Case
-from .findings import FLAGS, ZONES, assemble, choices, finding_prompt, parse_answer, parts, write_answer
+from .findings import FLAGS, IF_BROKEN, ZONES, assemble, choices, finding_prompt, parse_answer, parts, write_answer
 from .verify import check, sentences, sentences_among
 from ..vision.finding import Finding, confidence_word
 
@@ -109,6 +109,7 @@ def edited_parts(
     "Summary and details of a free text: its fields if it has the answer's form, else its first sentence and the rest."
     if said := parse_answer(text): return said
     first, *rest = sentences(" ".join(text.split())) or [""]
+    if first.startswith(IF_BROKEN): first = first[len(IF_BROKEN):][:1].upper() + first[len(IF_BROKEN) + 1:]   # the rule's, see `as_told`
     return {"summary": first, "details": " ".join(rest)}
 
 

@@ -43,7 +43,8 @@ export function explain({ status, reason_code, finding }, { facts, said }) {
   const floor = ok ? facts.severity_floor[finding.severity] : 'routine';
   const urgency = highest([entry.urgency, floor, ...(ok ? held : held.length ? [lowest(held)] : [])]);
   const notes = ok ? finding.quality_flags.map(f => facts.film_notes?.[f]).filter(Boolean) : [];
-  const summary = !ok ? said.none[status] : fill(finding.label === 'NORMAL' ? said.normal : said.lead, { name: article(entry.name), word: confidenceWord(finding.probability) });
+  const lead = !ok ? said.none[status] : fill(finding.label === 'NORMAL' ? said.normal : said.lead, { name: article(entry.name), word: confidenceWord(finding.probability) });
+  const summary = ok && finding.label.startsWith('FRACTURE') ? said.if_broken + lead[0].toLowerCase() + lead.slice(1) : lead;   // it knows no unbroken limb
   const told = ok ? [...others(finding, facts, said), ...texts(entry, 'what_it_is', 'feels_like'), ...details(finding, facts, said), said.closing] : texts(entry, 'what_it_is');
   return { summary, details: [...told, ...texts(entry, 'caveat'), ...notes, ...texts(entry, 'limits'), ...texts(entry, 'doctor_may_check')].join(' '), next_steps: [firstStep(entry, urgency, floor, finding, facts), ...texts(entry, 'next_steps').slice(1), ...texts(entry, 'urgent_signs')], urgency };
 }
