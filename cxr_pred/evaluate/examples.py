@@ -52,13 +52,14 @@ def read_drawings(
     tries: int = 8,    # drawings of each class
     seed: int = 11,
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    "One drawing of each class, label -> (H, W) uint8, and how many of its drawings were read as drawn."
+    "Of each class the first drawing that is read as it was drawn, label -> (H, W) uint8, and of every class how many are. A class of which none is has no film: whoever tries an example should not meet a refusal first."
     films, counts = {}, {}
     for l in labels:
         mine = [p for p in plan_films(10 * tries, seed=seed, dicom_share=0) if p.label == l][:tries]
         drawn = [np.round(255 * render(p).film).astype(np.uint8) for p in mine]
         right = [answer(f) == l for f in drawn]
-        films[l], counts[l] = drawn[right.index(True) if any(right) else 0], sum(right)
+        counts[l] = sum(right)
+        if any(right): films[l] = drawn[right.index(True)]
     return films, counts
 
 
@@ -68,4 +69,4 @@ def drawings_section(
 ) -> str:
     "What the card says of the examples."
     return (f"\n## Its examples\n\nThey are drawings: no patient's film is in the bundle, and no drawing was in its training. Of {tries} drawings of each kind it read as they were drawn: "
-            + ", ".join(f"{l} {n}" for l, n in counts.items()) + ". Shown is the first that it read so, or the first of all; how often it is right is told by the test films above, not by these.\n")
+            + ", ".join(f"{l} {n}" for l, n in counts.items()) + ". Shown is the first that it read so, and of a kind of which it read none nothing; how often it is right is told by the test films above, not by these.\n")
