@@ -80,7 +80,7 @@ def line(
     if row["status"] == "error": return f"{row['file']}: [{row['code']}] {row['message']} {row['hint']}".strip()
     f = row["finding"]
     if row["status"] != "ok": return f"{row['file']}: {NO_ANSWER[row['status']]} ({row['reason_code']})"
-    return f"{row['file']}: {f['label']} {min(f['probability'], 0.99):.2f}" + (f", {', '.join(f['zones'])}" if f["zones"] else "")
+    return f"{row['file']}: {f['label']} {min(f['probability'], 0.99):.2f}" + (", if a bone is broken" if f["label"].startswith("FRACTURE") else "") + (f", {', '.join(f['zones'])}" if f["zones"] else "")
 
 
 def explainer(classifier) -> Callable:
@@ -134,7 +134,7 @@ def draw(read: tuple | None, heatmap: Path | None, html: Path | None) -> None:
         with writing(html):
             html.parent.mkdir(parents=True, exist_ok=True)
             html.write_text(text, encoding="utf-8")
-    if heatmap and heat is None: print(f"{heatmap} is not written: a rejected picture has no heatmap.", file=sys.stderr)
+    if heatmap and (heat is None or report.status != "ok"): print(f"{heatmap} is not written: a picture without an answer has no heatmap.", file=sys.stderr)
     elif heatmap:
         if report.spread: print(f"{heatmap} is the film alone: this answer names no place on it.", file=sys.stderr)
         from cxr_pred.vision.classify import heat_overlay

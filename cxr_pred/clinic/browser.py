@@ -10,7 +10,7 @@ import hashlib, shutil, sys
 from pathlib import Path
 
 from .app import example_caption
-from .report import CSS, DARK, LIGHT
+from .report import CSS, DARK, LIGHT, MAY_BE_NORMAL
 from .words import STRINGS
 from ..core import CxrError, SetupError, read_json, root, write_json
 from ..data.images import preparation
@@ -28,6 +28,7 @@ OWN = {
     "loading": "Loading the reader, {mb} MB, once",
     "ready": "Ready. Films are read here; nothing is sent.",
     "broken": "The reader could not be loaded. Load this page again.",
+    "adults": "The advice here is for adults. Have a doctor see a child today: children fall ill faster, and what is urgent in them is another list.",
     "waiting": "Choose a film, or try an example. It is read in this browser and never leaves this device.",
 }
 
@@ -56,7 +57,7 @@ def page_data(b: Bundle) -> dict:
     facts = page_facts(load_facts(b.path / "facts.yaml")) if "facts.yaml" in b.manifest["files"] else None
     return {"version": b.manifest["version"], "bundle": b.hash, "engine": engine, "names": NAMES, "chest": list(CHEST), "words": STRINGS, "own": OWN,
             "knows": {"chest": [NAMES[l] for l in CHEST if l != "NORMAL"] + [STRINGS["knows_none"]], "limb": [NAMES[l] for l in LIMB]},
-            "heat_colours": HEAT_COLOURS.tolist(), "spread": SPREAD, "quality": {"chest": CHEST_16.tolist(), "blank_range": BLANK_RANGE, "colour_trace": COLOUR_TRACE}, "facts": facts, "said": sentences()}
+            "may_be_normal": MAY_BE_NORMAL, "heat_colours": HEAT_COLOURS.tolist(), "spread": SPREAD, "quality": {"chest": CHEST_16.tolist(), "blank_range": BLANK_RANGE, "colour_trace": COLOUR_TRACE}, "facts": facts, "said": sentences()}
 
 # %% ../../nbs/clinic/browser.ipynb #b011
 RUNTIME = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")  # of onnxruntime-web

@@ -55,7 +55,7 @@ def study_sr(room: ReadingRoom, study_id: str) -> bytes:
 def study_heatmap(room: ReadingRoom, study_id: str) -> bytes:
     "A study's heatmap as a DICOM file without a name. Raises `InputError` no_heatmap (404)."
     report, (film, heat) = room.report(study_id), room.pictures(study_id)
-    if heat is None: raise InputError("no_heatmap", "This picture was rejected before the model saw it: it has no heatmap.", status=404)
+    if heat is None or report.status != "ok": raise InputError("no_heatmap", "There is no answer about this picture, and so no heatmap: it would show where the reader looked for one that it does not give.", status=404)
     return heatmap_file(report, *known_origin(room, study_id), film.pixels, heat)
 
 # %% ../../nbs/clinic/dicomweb.ipynb #c007

@@ -81,7 +81,8 @@ def observation(report: Report, when: datetime) -> dict:
         reason = listed("data-absent-reason", *NO_VALUE[report.status]) | {"text": STRINGS["reason"][report.reason_code]}
         return said | {"dataAbsentReason": reason} | ({"interpretation": [listed("v3-ObservationInterpretation", "IND", "Indeterminate")]} if f else {})
     positive = ("NEG", "Negative") if f.label == "NORMAL" else ("POS", "Positive")
-    return said | {"valueCodeableConcept": class_concept(f.label), "bodySite": concept(site_code(f.label)), "interpretation": [listed("v3-ObservationInterpretation", *positive)], "component": components(report)}
+    how = {} if f.label in LIMB else {"interpretation": [listed("v3-ObservationInterpretation", *positive)]}   # a named fracture is no evidence that there is one
+    return said | {"valueCodeableConcept": class_concept(f.label), "bodySite": concept(site_code(f.label))} | how | {"component": components(report)}
 
 # %% ../../nbs/clinic/fhir.ipynb #c012
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"

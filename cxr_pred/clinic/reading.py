@@ -328,7 +328,7 @@ class ReadingRoom:
     def heatmap(self, study_id: str) -> bytes:
         "The film with its heatmap over it, or alone where the map is spread, PNG. Raises `InputError`: no_such_study, no_heatmap (404)."
         film, heat = self.pictures(study_id)
-        if heat is None: raise InputError("no_heatmap", "This picture was rejected before the model saw it: it has no heatmap.", status=404)
+        if heat is None or self.report(study_id).status != "ok": raise InputError("no_heatmap", "There is no answer about this picture, and so no heatmap: it would show where the reader looked for one that it does not give.", status=404)
         return picture_png(heat_overlay(film.pixels, heat))
 
     def page(self, study_id: str) -> str:

@@ -9,6 +9,7 @@ __all__ = ['STRIP', 'library', 'sr_code', 'answer_code', 'sites', 'evaluations',
 
 # %% ../../nbs/clinic/structured.ipynb #c002
 import io, textwrap
+from dataclasses import replace
 from datetime import datetime
 
 import numpy as np
@@ -65,7 +66,7 @@ def measured(report: Report, origin: Origin):
     more = {}
     if report.status == "ok":
         more = dict(finding_type=sr_code(class_code(f.label) or own_code(f.label)), finding_sites=sites(report),
-                    measurements=[hd.sr.Measurement(sr_code(CERTAINTY), round(100 * f.probability, 1), sr_code(PERCENT))])
+                    measurements=[hd.sr.Measurement(sr_code(replace(CERTAINTY, meaning=f"{CERTAINTY.meaning}, {STRINGS['if_broken']}") if f.label in LIMB else CERTAINTY), round(100 * f.probability, 1), sr_code(PERCENT))])
     if origin.from_dicom: more["source_images"] = [hd.sr.SourceImageForMeasurementGroup(origin.sop_class, origin.sop_uid)]
     return hd.sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=hd.sr.TrackingIdentifier(own_uid(report.study_id, "finding"), "Finding 1"),

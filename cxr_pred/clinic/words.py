@@ -56,6 +56,8 @@ ENGLISH = {
     "set_one": "It keeps only this answer. It is set to keep the true one in about {coverage} of 100 films.",
     "set_one_limb": "If a bone is broken: it keeps only this answer, and is set to keep the true one in about {coverage} of 100 films.",
     "set_many": "It does not rule out: {names}. It is set to keep the true one in about {coverage} of 100 films.",
+    "set_one_normal": "Of the illnesses it keeps only this one, and it gives a normal film {percent} %. It is set to keep the true answer in about {coverage} of 100 films.",
+    "set_many_normal": "It does not rule out: {names}; and it gives a normal film {percent} %. It is set to keep the true answer in about {coverage} of 100 films.",
     "set_many_limb": "If a bone is broken: it does not rule out {names}, and is set to keep the true one in about {coverage} of 100 films.",
     "considered": "For the doctor: what it considered",
     "severity": "Severity",

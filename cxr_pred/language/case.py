@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Symptom', 'Reader', 'CHEST_SYMPTOMS', 'AgeGroup', 'CHILD_BELOW', 'BABY_BELOW', 'MOST_TYPED', 'BLOOD', 'BETWEEN',
-           'SPUTUM', 'WORDS', 'FOUND', 'DENIES', 'NEGATES', 'PASSED', 'PASSED_AT_FIRST', 'AFTER', 'TOKEN', 'Case',
-           'age_group', 'symptom_spans', 'named_in', 'known_symptoms']
+           'SPUTUM', 'WORDS', 'FOUND', 'DENIES', 'NEGATES', 'PASSED', 'PASSED_AT_FIRST', 'BUT_NOW', 'AFTER', 'TOKEN',
+           'Case', 'age_group', 'symptom_spans', 'named_in', 'known_symptoms']
 
 # %% ../../nbs/language/case.ipynb #c002
 import re
@@ -66,22 +66,23 @@ SPUTUM = r"(?:sputum|phlegm|mucus|spit|saliva)"
 WORDS: dict[str, str] = {
     "cough": r"cough\w*",
     "fever": r"fever\w*|high temperature|running a temperature|chills|shiver\w*",
-    "breathlessness": r"breathless\w*|short(?:ness)? of breath|out of breath|(?:trouble|difficult\w*|hard|struggl\w+|problems?)(?: to| with| in)?(?: breath\w*| catch\w* (?:my|his|her|their) breath)|(?:can'?t|cannot|can not|couldn'?t|could not|(?:can |could )?(?:hardly|barely)|unable to|not able to) (?:breathe|get (?:any |enough )?air|catch (?:my|his|her|their) breath)|gasp\w*",
-    "chest pain": r"chest (?:pains?|hurts?|aches?|tightness)|pains? in (?:my |the |his |her )?chest|tight chest|hurts (?:when|to) breath\w*",
+    "breathlessness": r"breathless\w*|short(?:ness)? of breath|out of breath|(?:trouble|difficult\w*|hard|struggl\w+|problems?)(?: to| with| in)?(?: breath\w*| catch\w* (?:my|his|her|their) breath)|(?:can'?t|cannot|can not|couldn'?t|could not|(?:can |could )?(?:hardly|barely)|unable to|not able to) (?:breathe|get (?:any |enough )?air|catch (?:my|his|her|their) breath)|gasp\w*|breath(?:es?|ing)(?: very| so| really| too)? (?:fast|quick\w*|rapid\w*)|(?:fast|rapid|quick) breathing",
+    "chest pain": r"chest (?:pains?|hurts?|aches?|tightness)|pains? in (?:my |the |his |her )?chest|tight chest|chest (?:is|feels|felt|was)(?: very| so| really| all)? tight|pains? (?:in|on|at) (?:the |my )?(?:left|right)(?: hand)? side of (?:my |the |his |her )?chest|hurts (?:when|to) breath\w*",
     "coughing blood": rf"(?:cough\w*|spit\w*|spat|bring\w* up|brought up){BETWEEN} {BLOOD}|{BLOOD} (?:when|while|if)(?: i| he| she)? cough\w*|{BLOOD}{BETWEEN} {SPUTUM}|{SPUTUM}{BETWEEN} {BLOOD}|h[ae]e?moptysis",
     "night sweats": r"night sweats?|sweat\w* (?:at|in|every) (?:the )?night|wak\w+ up (?:soaked|drenched|sweat\w*)",
     "weight loss": r"weight loss|los(?:t|ing) (?:a lot of |some |much )?(?:weight|kilos|pounds)|lighter",
     "injury": r"injur\w*|(?:fell|fallen|(?<!last )(?<!this )fall)(?! (?:ill|sick|asleep|unwell|behind|pregnant)\b)|accident|hit|twisted|bumped|knocked|crash\w*|sports? injury",
     "swelling": r"swell\w*|swollen|puffy",
     "pain on moving": r"(?:pains?|hurts?|painful|sore|aches?)(?: \w+){0,3} (?:mov\w+|bend\w*|lift\w*|turn\w*|use|using|grip\w*)|(?:can'?t|cannot|can not) (?:move|bend|lift|turn|use|grip)",
-    "deformity": r"deform\w*|crooked|bent out of shape|odd angle|wrong angle|looks bent|misshapen",
-    "numbness": r"numb\w*|no feeling|lost (?:all |the |any )?feeling|tingl\w*(?! (?:in|of|at) (?:my |the )?(?:throat|nose))|pins and needles|(?:can'?t|cannot|couldn'?t) feel (?:my|his|her|the)",
+    "deformity": r"deform\w*|crooked|bent out of shape|odd angle|wrong angle|looks bent|misshapen|(?:shoulder|arm|elbow|forearm|wrist|hand|finger|thumb) (?:is|was)(?: all| badly| quite)? bent(?! over)",
+    "numbness": r"numb\w*|no feeling|lost (?:all |the |any )?feeling|tingl\w*(?! (?:in|of|at) (?:my |the )?(?:throat|nose))|pins and needles|(?:can'?t|cannot|couldn'?t) feel (?:my|his|her|the|anything)",
 }
 FOUND = {name: re.compile(rf"\b(?:{pattern})\b") for name, pattern in WORDS.items()}
 DENIES = frozenset("denies denied denying without neither free negative".split())   # carried over commas and "and"
 NEGATES = DENIES | frozenset("no not never nor isn't aren't wasn't don't doesn't didn't haven't hasn't hadn't isnt arent wasnt dont doesnt didnt havent hasnt hadnt".split())
 PASSED = frozenset("a an any the of or for signs sign symptoms history evidence longer more real really new known recent much ever obvious current".split())   # a negation reaches over these
 PASSED_AT_FIRST = frozenset("i my his her have has had having got been be feel feeling felt think do does did".split())   # and over these until the list has begun
+BUT_NOW = re.compile(r"\b(?:until|till|except|unless|like (?:this|that)|than (?:usual|normal|before)|before(?=\s*(?:$|,|now)))\b")   # after it, what was denied is there now, or comes at times
 AFTER = re.compile(r"\s*(?:(?:is|was|are|were) )?(?:denied|absent)\b")
 TOKEN = re.compile(r"[\w'-]+|,")
 
@@ -107,9 +108,10 @@ def named_in(
         tokens += [*TOKEN.findall(clause[at:begin]), *([set() if after else names] if names else [])]
         at = after.end() if after else end
     said, by, begun = set(), "", False   # by: the negation that reaches here
+    back = bool(spans) and bool(BUT_NOW.search(clause, spans[0][1]))
     for i, token in enumerate(tokens):
         if isinstance(token, set):
-            if not by: said |= token
+            if back or not by: said |= token
             begun = True
         elif token in NEGATES and (token not in ("free", "negative") or tokens[i + 1:i + 2] in (["of"], ["for"])): by, begun = token, False
         elif token == "," and not begun: by = ""   # it denied something else: "tested negative, ..."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MEDICINE', 'URGENCIES', 'LINES', 'NO_ANSWERS', 'line_problems', 'entry_problems', 'facts_problems', 'load_facts',
-           'for_reader', 'entry', 'texts', 'reading_grade', 'highest', 'floor', 'urgency', 'next_steps', 'urgent_signs',
-           'caveats', 'added']
+           'for_reader', 'entry', 'texts', 'reading_grade', 'highest', 'symptom_floors', 'floor', 'urgency',
+           'open_limbs', 'next_steps', 'urgent_signs', 'caveats', 'added']
 
 # %% ../../nbs/language/facts.ipynb #c002
 import re
@@ -15,7 +15,7 @@ from typing import Any, get_args
 import yaml
 
 from ..core import SetupError
-from ..data.labels import CHEST, LABELS
+from ..data.labels import CHEST, LABELS, LIMB
 from .case import CHEST_SYMPTOMS, Case, Symptom
 
 # %% ../../nbs/language/facts.ipynb #c004
@@ -124,12 +124,17 @@ def reading_grade(text: str) -> float:
 def highest(levels) -> str: return max(levels, key=URGENCIES.index, default="routine")
 
 
+def symptom_floors(facts: dict, case: Case) -> dict[str, str]:
+    "What each symptom asks for, in somebody of this age."
+    return facts["symptom_floor"] | (facts.get("symptom_floor_children", {}) if case.is_child else {}) | (facts.get("symptom_floor_babies", {}) if case.age_group == "baby" else {})
+
+
 def floor(
     facts: dict,
     case: Case,
 ) -> str:
     "What the symptoms ask for, each alone and together, and the severity of an answer, whatever the class."
-    of = facts["symptom_floor"] | (facts.get("symptom_floor_children", {}) if case.is_child else {}) | (facts.get("symptom_floor_babies", {}) if case.age_group == "baby" else {})
+    of = symptom_floors(facts, case)
     found = [of.get(s, "routine") for s in case.symptoms] + [p["urgency"] for p in facts.get("symptom_pairs", ()) if {*p["symptoms"]} <= {*case.symptoms}]
     return highest(found + ([facts["severity_floor"][case.answered.severity]] if case.answered else []))
 
@@ -143,16 +148,25 @@ def urgency(
     return highest([entry(facts, case)["urgency"], floor(facts, case), *(held if case.answered else [min(held, key=URGENCIES.index)] if held else [])])
 
 # %% ../../nbs/language/facts.ipynb #c022
+def open_limbs(case: Case) -> list[str]:
+    "The fractures between which a film is left open; none where it was left open for another reason, or where a lung illness or nothing stands among them."
+    held = case.finding.prediction_set if case.finding and case.reason_code in ("low_confidence", "ambiguous") else []
+    return held if {*held} <= {*LIMB} else []
+
+
 def next_steps(
     facts: dict,
     case: Case,
 ) -> list[str]:
-    "What to do next, in the words of the facts; the first step is the escalation's or another class's where the rule is above the class. A clinician's are those of the urgency."
+    "What to do next, in the words of the facts; the first step is the escalation's or another class's where the rule is above the class; between fractures that of the least urgent, which is sooner than an unread film's. A clinician's are those of the urgency."
     found, level = entry(facts, case), urgency(facts, case)
     if case.reader == "clinician": return [line["text"] for line in facts["clinicians"][level]]
     steps = texts(found, "next_steps")
     if floor(facts, case) == level and (level == "urgent" or level != found["urgency"] and level != "routine"):
         return [facts["escalation_children" if case.is_child and "escalation_children" in facts else "escalation"][level][0]["text"], *steps[1:]]
+    if case.answered is None and (held := open_limbs(case)):
+        least = min(held, key=lambda l: (URGENCIES.index(facts["classes"][str(l)]["urgency"]), -case.finding.probabilities[l]))
+        return [texts(for_reader(facts["classes"][str(least)], case), "next_steps")[0], *steps[1:]]
     if level == found["urgency"]: return steps
     asks = max((l for l in case.finding.prediction_set if facts["classes"][str(l)]["urgency"] == level), key=lambda l: case.finding.probabilities[l])
     return [texts(for_reader(facts["classes"][str(asks)], case), "next_steps")[0], *steps[1:]]
@@ -165,7 +179,7 @@ def urgent_signs(
     "When to call for help at once, to a patient; the general sign too where somebody names a symptom that raises the urgency and is not of the film's part: of the chest beside a limb's film, or the other way round."
     if case.reader == "clinician": return []
     signs = texts(entry(facts, case), "urgent_signs")
-    elsewhere = case.answered and any((s in CHEST_SYMPTOMS) != (case.answered.label in CHEST) for s in case.symptoms if s in facts["symptom_floor"])
+    elsewhere = case.answered and any((s in CHEST_SYMPTOMS) != (case.answered.label in CHEST) for s in case.symptoms if s in symptom_floors(facts, case))
     return signs + (texts(for_reader(facts["no_answer"]["low_confidence"], case), "urgent_signs")[:1] if elsewhere else [])
 
 

@@ -30,8 +30,10 @@ const highest = levels => URGENCIES[Math.max(...levels.map(l => URGENCIES.indexO
 const lowest = levels => URGENCIES[Math.min(...levels.map(l => URGENCIES.indexOf(l)))];
 
 // What to do first: the emergency department where severity asks for it, else the first step of what is not ruled out and asks for more than the answer.
-function firstStep(entry, level, floor, finding, facts) {
+// Of a film left open between fractures, the first step of the least urgent.
+function firstStep(entry, level, floor, finding, facts, open) {
   if (floor === level && (level === 'urgent' || level !== entry.urgency && level !== 'routine')) return facts.escalation[level][0];
+  if (open.length) return texts(facts.classes[[...open].sort((a, b) => URGENCIES.indexOf(facts.classes[a].urgency) - URGENCIES.indexOf(facts.classes[b].urgency) || finding.probabilities[b] - finding.probabilities[a])[0]], 'next_steps')[0];
   if (level === entry.urgency) return texts(entry, 'next_steps')[0];
   const asks = finding.prediction_set.filter(l => facts.classes[l].urgency === level).sort((a, b) => finding.probabilities[b] - finding.probabilities[a])[0];
   return texts(facts.classes[asks], 'next_steps')[0];
@@ -42,9 +44,10 @@ export function explain({ status, reason_code, finding }, { facts, said }) {
   const held = finding && (ok || ['low_confidence', 'ambiguous'].includes(reason_code)) ? finding.prediction_set.map(l => facts.classes[l].urgency) : [];
   const floor = ok ? facts.severity_floor[finding.severity] : 'routine';
   const urgency = highest([entry.urgency, floor, ...(ok ? held : held.length ? [lowest(held)] : [])]);
+  const open = !ok && held.length && finding.prediction_set.every(l => l.startsWith('FRACTURE')) ? finding.prediction_set : [];
   const notes = ok ? finding.quality_flags.map(f => facts.film_notes?.[f]).filter(Boolean) : [];
   const lead = !ok ? said.none[status] : fill(finding.label === 'NORMAL' ? said.normal : said.lead, { name: article(entry.name), word: confidenceWord(finding.probability) });
   const summary = ok && finding.label.startsWith('FRACTURE') ? said.if_broken + lead[0].toLowerCase() + lead.slice(1) : lead;   // it knows no unbroken limb
   const told = ok ? [...others(finding, facts, said), ...texts(entry, 'what_it_is', 'feels_like'), ...details(finding, facts, said), said.closing] : texts(entry, 'what_it_is');
-  return { summary, details: [...told, ...texts(entry, 'caveat'), ...notes, ...texts(entry, 'limits'), ...texts(entry, 'doctor_may_check')].join(' '), next_steps: [firstStep(entry, urgency, floor, finding, facts), ...texts(entry, 'next_steps').slice(1), ...texts(entry, 'urgent_signs')], urgency };
+  return { summary, details: [...told, ...texts(entry, 'caveat'), ...notes, ...texts(entry, 'limits'), ...texts(entry, 'doctor_may_check')].join(' '), next_steps: [firstStep(entry, urgency, floor, finding, facts, open), ...texts(entry, 'next_steps').slice(1), ...texts(entry, 'urgent_signs')], urgency };
 }

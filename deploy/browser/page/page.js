@@ -66,9 +66,10 @@ function bar({ probabilities: p, prediction_set: kept }, label) {
     make('span', { className: 'rail' }, make('i', { style: { width: `${(100 * p[label]).toFixed(1)}%` } })), make('b', { textContent: `${percent(p[label])} %` }));
 }
 
-function setSentence({ label, prediction_set: kept, coverage }) {
+function setSentence({ label, prediction_set: kept, coverage, probabilities: { NORMAL: normal } }) {
   const others = kept.filter(l => l !== label).map(l => names[l]);
-  return fill(S[(others.length ? 'set_many' : 'set_one') + (label.startsWith('FRACTURE') ? '_limb' : '')], { coverage: Math.round(100 * coverage), names: others.join(', ') });
+  const kind = label.startsWith('FRACTURE') ? '_limb' : label !== 'NORMAL' && normal >= page.may_be_normal ? '_normal' : '';
+  return fill(S[(others.length ? 'set_many' : 'set_one') + kind], { coverage: Math.round(100 * coverage), names: others.join(', '), percent: percent(normal) });
 }
 
 const placeWords = ({ finding, spread }) => spread ? S.zones_spread : finding.zones.join(', ') || S.zones_none;
@@ -95,11 +96,11 @@ async function answerCard(answer) {
   const ms = timings && Object.values(timings).reduce((a, b) => a + b, 0);
   return article({ status, reason: reason_code, label: ok ? f.label : '' },
     make('div', { className: 'top' }, make('h2', { textContent: ok ? names[f.label] : S.headline[status] }), said && (ok || said.urgency !== 'routine') && make('span', { className: `chip ${said.urgency}`, textContent: S.urgency[said.urgency] })),
-    ok ? make('p', { className: 'sure', textContent: fill(S.confidence_line, { word: confidenceWord(f.probability).replace(/^./, c => c.toUpperCase()), percent: percent(f.probability) }) }) : !said && make('p', { className: 'sure', textContent: S.reason[reason_code] }),
+    ok ? make('p', { className: 'sure', textContent: fill(S[f.label.startsWith('FRACTURE') ? 'confidence_line_limb' : 'confidence_line'], { word: confidenceWord(f.probability).replace(/^./, c => c.toUpperCase()), percent: percent(f.probability) }) }) : !said && make('p', { className: 'sure', textContent: S.reason[reason_code] }),
     ok && make('p', { className: 'soft', textContent: setSentence(f) }),
     make('div', { className: ok && !answer.spread ? 'grid' : 'grid alone' }, make('section', { className: 'pic' }, await pictures(answer)),
       said && make('section', { className: 'text' }, make('h3', { textContent: S.explanation }), make('p', { textContent: said.summary }), make('p', { textContent: said.details }),
-        make('h3', { style: { 'margin-top': '1rem' }, textContent: S.next_steps }), make('ul', {}, said.next_steps.map(t => make('li', { textContent: t }))), make('p', { className: 'soft', textContent: S.source.template })),
+        make('h3', { style: { 'margin-top': '1rem' }, textContent: S.next_steps }), make('ul', {}, said.next_steps.map(t => make('li', { textContent: t }))), make('p', { className: 'soft', textContent: page.own.adults }), make('p', { className: 'soft', textContent: S.source.template })),
       bars && make('section', { className: 'bars' }, bars),
       (ok || flags.length > 0) && make('section', { className: 'about' }, make('h3', { textContent: S.quality }),
         ok && make('dl', {}, make('dt', { textContent: S.zones }), make('dd', { textContent: placeWords(answer) }), make('dt', { textContent: S.severity }), make('dd', { textContent: S.severities[f.severity] })),

@@ -64,7 +64,7 @@ export class Reader {
       severity: severity(out.severity?.data, label, c), zones: flags.includes('sideways') ? [] : zones(heat, rows, this.page.chest.includes(label), label, this.page.spread), quality_flags: flags,
       ood_score: ood, ood_threshold: c.ood.threshold, model_version: this.page.version,
     };
-    return { status, reason_code, finding, spread: isSpread(heat, this.page.spread), heat, side: rows, ood, timings, film, square };
+    return { status, reason_code, finding, spread: isSpread(heat, this.page.spread) || !heat.some(v => v > 0), heat, side: rows, ood, timings, film, square };
   }
 }
 
