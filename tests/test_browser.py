@@ -282,6 +282,19 @@ def test_a_stale_seat_cannot_answer(seat, url):
     assert httpx.get(f"{url}/v1/worklist/{study}", headers={"Authorization": "Bearer a-key"}).json()["study"]["state"] == "unread"
 
 
+def test_an_answer_is_for_the_film_on_the_page(seat, url):
+    first, second, a = new_study(url), new_study(url), seat()
+    a.log_in("ben"); a.page.wait_for_selector("#worklist input[type=radio]", timeout=20_000)
+    a.open(second)
+    a.page.evaluate(f"document.querySelector('#viewer .cxr.view').dataset.study = '{first}'")   # as if the second film were still on its way
+    assert "another study was opened" in a.say("Tuberculosis")
+    a.page.wait_for_function("() => !document.querySelector('#label input:checked')", timeout=20_000)
+    states = [httpx.get(f"{url}/v1/worklist/{s}", headers={"Authorization": "Bearer a-key"}).json()["study"]["state"] for s in (first, second)]
+    assert states == ["unread", "unread"], "recorded for neither"
+    a.say("Tuberculosis"); a.page.locator("#message").get_by_text("second physician").wait_for(timeout=20_000)   # the film on the page is open now
+    assert httpx.get(f"{url}/v1/worklist/{first}", headers={"Authorization": "Bearer a-key"}).json()["study"]["state"] == "second"
+
+
 def test_the_boards_say_what_the_bundle_does_not_hold(page, url):
     for part, sentence in (("data", "does not hold metrics/etl.json"), ("model", "does not hold metrics/vit.json")):
         page.goto(f"{url}/?view={part}")

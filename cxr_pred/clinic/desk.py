@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOGIN', 'FILL', 'SEEN', 'who_sits', 'telling', 'waited', 'row_line', 'listed', 'Opened', 'need_of', 'explained',
-           'said_html', 'brief_html', 'open_study', 'outcome', 'say', 'Parts', 'shown', 'login_fields', 'reading_form',
-           'shortcuts', 'desk_tab', 'wire']
+           'said_html', 'brief_html', 'open_study', 'outcome', 'say', 'as_sent', 'Parts', 'shown', 'login_fields',
+           'reading_form', 'shortcuts', 'desk_tab', 'wire']
 
 # %% ../../nbs/clinic/desk.ipynb #29866058
 import json
@@ -160,8 +160,13 @@ def say(
 
 # %% ../../nbs/clinic/desk.ipynb #4fef1101
 LOGIN = "async (name, password, key, which) => [await cxr.login(name, password, key, UNREACHABLE), '', '', which]"   # the secrets stop here
-FILL = "(csrf, marks, ...more) => [cxr.csrf(), cxr.marks(), ...more]"
+FILL = "(csrf, marks, seen, ...more) => [cxr.csrf(), cxr.marks(), document.querySelector('#viewer .cxr.view')?.dataset.study ?? '', ...more]"
 SEEN = """() => { const a = document.querySelector('#message'), y = a ? a.getBoundingClientRect().top : 0; if (y < 0 || y > innerHeight / 2) a.scrollIntoView({block: 'start'}) }"""
+
+
+def as_sent(*fields) -> None:
+    "Take what these fields send as it is: Gradio's own look at it forgets a list when the service is started anew, and its error holds what was sent, in the log and for whoever asked. What is behind them looks itself."
+    for f in fields: f.preprocess = lambda sent: sent
 
 
 class Parts(NamedTuple):
@@ -210,6 +215,7 @@ def reading_form() -> tuple:
         severity = gr.Radio([(v, k) for k, v in d["severities"].items()], label=d["severity"], elem_id="severity")
         edited = gr.Textbox(label=d["edited"], lines=3, max_lines=14, max_length=4000, elem_id="edited")
         send = gr.Button(d["send"], variant="primary", elem_id="send")
+    as_sent(label, severity)
     return form, title, label, severity, edited, send
 
 
@@ -227,7 +233,7 @@ def desk_tab(room: ReadingRoom, page) -> None:
     import gradio as gr
     d = S["desk"]
     box, said, name, password, key, enter = login_fields()
-    csrf, marks = (gr.Textbox(elem_id=i, elem_classes="carry", container=False, show_label=False) for i in ("csrf", "marks"))
+    csrf, marks, seen = (gr.Textbox(elem_id=i, elem_classes="carry", container=False, show_label=False) for i in ("csrf", "marks", "seen"))
     with gr.Column(visible=False, elem_id="desk") as desk:
         place, study, need = gr.State(None), gr.State(""), gr.State("")
         with gr.Row(elem_id="who"): who, leave = gr.HTML(), gr.Button(d["logout"], size="sm", scale=0, min_width=110)
@@ -243,7 +249,8 @@ def desk_tab(room: ReadingRoom, page) -> None:
                 viewer, card = gr.HTML(elem_id="viewer"), gr.HTML(elem_id="card")
                 form, title, label, severity, edited, send = reading_form()
         figures = gr.HTML(elem_id="figures")
-    wire(room, page, Parts(message, viewer, card, form, title, label, severity, edited, study, need), dict(box=box, said=said, name=name, password=password, key=key, enter=enter, desk=desk, csrf=csrf, marks=marks, place=place, who=who, leave=leave, figures=figures, which=which, rows=rows, top=top, more=more, find=find, send=send))
+    as_sent(which, rows)
+    wire(room, page, Parts(message, viewer, card, form, title, label, severity, edited, study, need), dict(box=box, said=said, name=name, password=password, key=key, enter=enter, desk=desk, csrf=csrf, marks=marks, seen=seen, place=place, who=who, leave=leave, figures=figures, which=which, rows=rows, top=top, more=more, find=find, send=send))
 
 
 def wire(room: ReadingRoom, page, parts: Parts, x: dict) -> None:
@@ -271,9 +278,10 @@ def wire(room: ReadingRoom, page, parts: Parts, x: dict) -> None:
         try: return shown(open_study(room, who_sits(room, request.cookies), (study_id or "").strip()))
         except Exception as e: return shown(None, telling(e))
 
-    def sent(csrf, marks, study_id, need, label, severity, edited, request: gr.Request):
+    def sent(csrf, marks, seen, study_id, need, label, severity, edited, request: gr.Request):
         try:
             who = who_sits(room, request.cookies, csrf or "")
+            if study_id and seen != study_id: return shown(open_study(room, who, seen or study_id), f"**{escape(S['desk']['another'])}**")   # a large film takes a while to arrive, and what was chosen under the one before is not about this one
             done = say(room, who, study_id, need, label, severity, edited, marks)
             return shown(open_study(room, who, study_id), f"**{escape(done)}**")
         except Exception as e: return [f"**{escape(telling(e))}**", *[gr.skip()] * (len(parts) - 1)]
@@ -289,6 +297,6 @@ def wire(room: ReadingRoom, page, parts: Parts, x: dict) -> None:
     for event in (x["which"].input, x["top"].click): event(**renew)
     x["more"].click(further, [x["which"], x["place"]], [*inside, *parts], **quiet)
     for event, given in ((x["rows"].input, x["rows"]), (x["find"].submit, x["find"])): event(opened, given, list(parts), trigger_mode="always_last", **quiet).then(fn=None, js=SEEN, queue=False)
-    done = x["send"].click(sent, [x["csrf"], x["marks"], parts.study, parts.need, parts.label, parts.severity, parts.edited], list(parts), js=FILL, **quiet)
+    done = x["send"].click(sent, [x["csrf"], x["marks"], x["seen"], parts.study, parts.need, parts.label, parts.severity, parts.edited], list(parts), js=FILL, **quiet)
     done.then(fn=None, js=SEEN, queue=False)   # two events after one: Gradio goes no further than one without a function
     done.then(**renew)
