@@ -69,6 +69,15 @@ def test_each_role_enters_its_own_doors(client, store):
     assert problem_of(client.get("/v1/studies"), 404), "and there is no list to find others in"
 
 
+def test_a_key_cannot_be_guessed_by_a_route_that_takes_one(client, store):
+    good, study = bearer(add_key(store, "reader", "physician")[0]), send(client, encoded(pattern())).json()["study_id"]
+    assert client.get("/v1/me", headers=good).json()["role"] == "physician"
+    tried = [client.get("/v1/worklist" if n % 2 else "/v1/me", headers=bearer(f"cxr_guess{n}")).status_code for n in range(40)]
+    assert tried[0] == 401 and tried[-1] == 429 and set(tried) == {401, 429} and tried == sorted(tried)
+    assert problem_of(client.get("/v1/me", headers=good), 429)["code"] == "too_many", "not even the right one is told from the wrong ones now"
+    assert client.get(f"/v1/studies/{study}").status_code == 200, "who sends no key is not concerned"
+
+
 def test_a_clinic_may_close_the_door_for_films(client, set_env, store):
     set_env(films_need_role="true")
     assert problem_of(client.post("/v1/predict", content=b"not even a form"), 401)["code"] == "wrong_key", "asked before the body is read"

@@ -87,8 +87,9 @@ def add_stow(app: FastAPI, intake: Intake, lanes: Lanes, rules: Sequence = ()) -
         if study_uid and not is_uid(study_uid): raise InputError("bad_uid", "The address names no Study Instance UID.", status=400)
         if not takes_json(request.headers.get("accept", "")): raise InputError("not_acceptable", "Answers are DICOM JSON.", "Send Accept: application/dicom+json.", status=406)
         lanes.check()
+        known = who.role != "patient" or "x-forwarded-for" not in request.headers   # a proxy says so of whoever comes from outside; the archive beside the service does not come through it
         parts = dicom_parts(await request.body(), request.headers.get("content-type", ""))
-        async def one(part: bytes | InputError) -> Receipt: return refused(part) if isinstance(part, InputError) else await lanes.read(intake.take, part, "stow", study_uid, None, who)
+        async def one(part: bytes | InputError) -> Receipt: return refused(part) if isinstance(part, InputError) else await lanes.read(intake.take, part, "stow", study_uid, None, who, known)
         with lanes.place(): status, said = stow_answer(await asyncio.gather(*map(one, parts)))
         return JSONResponse(said, status, KEPT_OUT, "application/dicom+json")
 

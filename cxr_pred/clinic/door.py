@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['HEADERS', 'NEAR', 'COOKIE', 'CSRF', 'bearer', 'IdempotencyKey', 'Buckets', 'Lanes', 'address', 'Door', 'too_many',
-           'shown', 'room_of', 'physician_of', 'sender_of', 'AskingRoute', 'FilmRoute', 'PhysicianRoute', 'Login',
-           'KeyLogin', 'Me', 'set_cookies', 'add_login', 'Asking', 'Own', 'Outcome', 'add_worklist']
+           'shown', 'room_of', 'counted', 'physician_of', 'sender_of', 'AskingRoute', 'FilmRoute', 'PhysicianRoute',
+           'Login', 'KeyLogin', 'Me', 'set_cookies', 'add_login', 'Asking', 'Own', 'Outcome', 'add_worklist']
 
 # %% ../../nbs/clinic/door.ipynb #c002
-import threading, time
+import functools, threading, time
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Annotated
 
 import anyio
@@ -26,7 +26,7 @@ from .benefit import Benefit, benefit
 from .reading import PLAIN, Answer, ReadingRoom
 from .study import Report
 from .worklist import Case, Figures, Filters, Page, case, figures, worklist_page
-from ..core import InputError, SetupError, problem_body
+from ..core import CxrError, InputError, SetupError, problem_body
 
 # %% ../../nbs/clinic/door.ipynb #c005
 class Buckets:
@@ -35,12 +35,12 @@ class Buckets:
     def __init__(self, per_minute: float, most: int = 10_000, clock: Callable[[], float] = time.monotonic):
         self.per_minute, self.most, self.clock, self.held, self.lock = per_minute, most, clock, OrderedDict(), threading.Lock()
 
-    def take(self, who: str) -> float:
-        "Take one token; 0 if there was one, else the seconds until there is."
+    def take(self, who: str, n: int = 1) -> float:
+        "Take `n` tokens, one or none; 0 if there was one, else the seconds until there is."
         with self.lock:
             tokens, since = self.held.pop(who, (float(self.per_minute), self.clock()))
             tokens = min(self.per_minute, tokens + (self.clock() - since) * self.per_minute / 60)
-            self.held[who] = (max(tokens - 1, 0) if tokens >= 1 else tokens, self.clock())
+            self.held[who] = (max(tokens - n, 0) if tokens >= 1 else tokens, self.clock())
             if len(self.held) > self.most: self.held.popitem(last=False)
         return 0.0 if tokens >= 1 else (1 - tokens) * 60 / self.per_minute
 
@@ -135,6 +135,23 @@ def room_of(request: Request) -> ReadingRoom:
     return room
 
 
+def counted(ask: Callable[[Request], Who]) -> Callable[[Request], Who]:
+    "A function that says who asks, for an address that has not been refused too many keys of late: a key could be guessed by any route that takes one."
+    @functools.wraps(ask)
+    def asked(request: Request) -> Who:
+        tries, at = getattr(request.app.state, "tries", None), f"address {address(request.scope)}"
+        if tries is None or "authorization" not in request.headers or address(request.scope).startswith(NEAR[:2]): return ask(request)
+        if wait := tries.take(at, 0): raise InputError("too_many", "Too many keys from this address were refused.", f"Wait {wait:.0f} seconds.", status=429)
+        try: return ask(request)
+        except InputError as e:
+            if e.code == "wrong_key":
+                tries.take(at)
+                with suppress(CxrError): room_of(request).store.note("anybody", "login.refused", by="key")
+            raise
+    return asked
+
+
+@counted
 def physician_of(request: Request) -> Who:
     "The physician who sends a request. Raises `InputError`: feedback_closed, not_allowed, no_csrf (403), wrong_key (401)."
     said = shown(request)
@@ -142,6 +159,7 @@ def physician_of(request: Request) -> Who:
     return physician_who(room_of(request).store, **said)
 
 
+@counted
 def sender_of(request: Request) -> Who:
     "Who sends a film: anybody, unless the clinic wants to know. Raises `InputError`: wrong_key (401), no_csrf (403)."
     said = shown(request)
@@ -209,6 +227,7 @@ def set_cookies(response: Response, request: Request, cookie: str, csrf: str) ->
 def add_login(app: FastAPI, room: ReadingRoom, fails: Callable[..., dict]) -> None:
     "Add log-in by password or key, log-out, and who am I."
     tries, two = Buckets(clinic_settings().share(clinic_settings().logins_per_minute)), threading.BoundedSemaphore(2)
+    app.state.tries = tries
 
     @app.post("/v1/login", response_model=Me, tags=["people"], responses=fails(401, 422, 429, 503), summary="Log in with a password")
     def login(said: Login, request: Request, response: Response):

@@ -72,6 +72,7 @@ class Intake:
         study_uid: str = "",     # the study that it must belong to, if one was named
         expected: tuple[str, str] | None = None,  # SOP class and instance that the sender announced
         who: Who = Who(),         # who sends it, for the log
+        known: bool = True,       # False: somebody who did not show who it is; it gets an answer, and nothing goes to the archive in a patient's name that it chose
     ) -> Receipt:
         "Read a film and record what belongs to it. Raises nothing."
         origin = None
@@ -80,7 +81,7 @@ class Intake:
             head = read_head(data)
             origin = head.origin
             self._check(head, study_uid, expected)
-            receipt = self._again(data, head) or self._read(data, head, who)
+            receipt = self._again(data, head, known) or self._read(data, head, who, known)
         except Exception as e: receipt = refused(e, *((origin.sop_class, origin.sop_uid) if origin else expected or ("", "")))
         self.received.labels(door, receipt.code).inc()
         return receipt
@@ -92,19 +93,19 @@ class Intake:
         if study_uid and origin.study_uid != study_uid: raise InputError("other_study", "It belongs to another study than the address names.")
         if expected and expected != (origin.sop_class, origin.sop_uid): raise InputError("other_class", "It is not what the sender announced.")
 
-    def _again(self, data: bytes, head) -> Receipt | None:
+    def _again(self, data: bytes, head, known: bool) -> Receipt | None:
         self.room.check(wait_s=20)
         study_id = read_before(self.room.store, content_hash(self.room.store, data))
         if not study_id or self.room.store.study(study_id).bundle_hash != self.room.classifier.bundle_hash: return None
-        if self.outbox.peer:
+        if self.outbox.peer and known:
             with self.room.store.writing() as s: s.merge(self.outbox.row(study_id))
             self.outbox.announce(study_id, head.identity)
         return Receipt(head.origin.sop_class, head.origin.sop_uid, study_id, "again")
 
-    def _read(self, data: bytes, head, who: Who) -> Receipt:
+    def _read(self, data: bytes, head, who: Who, known: bool) -> Receipt:
         self.room.check(wait_s=20)
         seen = content_hash(self.room.store, data)
-        rows = lambda study_id: [source_row(study_id, head.origin, seen)] + ([self.outbox.row(study_id)] if self.outbox.peer else [])
+        rows = lambda study_id: [source_row(study_id, head.origin, seen)] + ([self.outbox.row(study_id)] if self.outbox.peer and known else [])
         report = self.room.predict(data, patient_ref=head.identity.get("PatientID"), who=who, key=f"{seen}/{self.room.classifier.bundle_hash}", beside=rows)   # one transaction: a film is known with its origin, or not at all
-        self.outbox.announce(report.study_id, head.identity)
+        if known: self.outbox.announce(report.study_id, head.identity)
         return Receipt(head.origin.sop_class, head.origin.sop_uid, report.study_id)
