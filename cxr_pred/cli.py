@@ -535,10 +535,14 @@ def forget(patient_ref: str = typer.Argument(help="as it was sent with the films
 
 
 @cli.command()
-def sweep(days: float = typer.Option(None, min=0, help="delete studies older than this; CXR_RETENTION_DAYS if not given")):
+def sweep(
+    days: float = typer.Option(None, min=0, help="delete studies older than this; CXR_RETENTION_DAYS if not given"),
+    own: bool = typer.Option(False, "--own", help="say that the folder or bucket of the films is these records' alone, after a restore or a move"),
+):
     "Delete studies that are older than they may be, and pictures that belong to none."
     from cxr_pred.clinic.custody import sweep
     with records() as store:
+        if own: store.owns(claim=True); store.note("command line", "films.owned")
         gone, pictures = sweep(store, days, "command line")
         print(f"{gone}, {pictures} pictures without a study deleted")
     if gone.studies: say_copies()

@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session
 
 from .core import InputError, SetupError, log, settings
 from .database import UTC, migrate, now, plain_url, reach, reaching, version_of, writer
-from .films import Folder, place_of
+from .films import OWNER, Folder, place_of
 from .tables import URGENCIES, Asked, Audit, Base, Chain, Explained, Feedback, Kept, ModelVersion, Original, Study, append, rank_of, verify_chain
 
 # %% ../nbs/01_store.ipynb #c005
@@ -138,6 +138,7 @@ class Store:
         self.engine = connect(url or (own and own.get_secret_value()) or f"sqlite:///{self.state / 'cxr.db'}")
         self._key = secret_key(self.state / "patient.key")  # found on every start, or old hashes would match nothing
         self._models = set()   # bundle hashes whose row is committed
+        self._asked = False    # whose the place of the films is
 
     def keyed(self, *parts: str) -> str:
         "A hash that only who has the key of this state folder can make."
@@ -150,6 +151,17 @@ class Store:
     def subject(self, study_id: str) -> str:
         "What the log calls a study."
         return self.keyed("study", study_id)
+
+    def owner_mark(self) -> str:
+        "What these records write into a place of films that is theirs; another one after they were restored, since those from which the backup was taken may live on beside the same films."
+        with self.session() as s: brought = s.scalar(select(Audit.hash).where(Audit.action == "backup.restored").order_by(Audit.id.desc()).limit(1))
+        return self.keyed("films", brought or "")
+
+    def owns(self, claim: bool = False) -> bool | None:
+        "Whether the place of the films is these records' own, so that a picture without a row belongs to nobody; None where nobody has said. An empty place is taken, any other with `claim`."
+        mark, said = self.owner_mark(), self.place.get(OWNER)
+        if claim or said is None and next(iter(self.place.names()), None) is None: self.place.put(OWNER, mark.encode()); return True
+        return None if said is None else said.decode("ascii", "replace") == mark
 
     def session(self) -> Session: return Session(self.engine, expire_on_commit=False)
 
@@ -173,6 +185,7 @@ class Store:
         if sealed: study.original = Original(key_id=sealed.key_id, **held(original_name(study.id)))
         asked = False   # to commit: from then on only the database knows whether it did
         try:
+            if not self._asked: self.owns(); self._asked = True   # before the first film lies there
             for name, data in parts.items(): self.place.put(name, data)
             with self.writing() as s:
                 if study.bundle_hash and study.bundle_hash not in self._models: self._know_model(s, study)

@@ -126,7 +126,7 @@ def problem_of(r, status=None) -> dict:
 ], ids=["text", "cut_jpeg", "empty", "dicom_no_pixels", "cut_png", "broken_png", "gif", "svg"])
 def test_bad_input_is_a_problem_and_the_server_goes_on(client, store, data, status, code):
     assert problem_of(send(client, data), status)["code"] == code
-    assert not list(store.films.iterdir()), "nothing of it is kept"
+    assert not list(store.place.names()), "nothing of it is kept"
     assert send(client, encoded(pattern())).json()["status"] == "ok"
     assert f'cxr_rejects_total{{code="{code}"}} 1.0' in client.get("/metrics").text
 
@@ -183,7 +183,7 @@ def test_no_record_no_answer(client, store):
     from cxr_pred.store import Base
     Base.metadata.drop_all(store.engine)
     p = problem_of(send(client, encoded(pattern())), 503)
-    assert p["code"] == "store_unavailable" and "studies" not in json.dumps(p) and not list(store.films.iterdir())
+    assert p["code"] == "store_unavailable" and "studies" not in json.dumps(p) and not list(store.place.names())
     assert client.app.state.room.metrics.value("cxr_failures_total", code="store_unavailable") == 1, "counted as ours, not as a sender's"
     Base.metadata.create_all(store.engine)
     assert send(client, encoded(pattern())).status_code == 200, "it recovers by itself"
@@ -194,7 +194,7 @@ def test_a_full_disk_is_no_answer(client, store, monkeypatch):
     monkeypatch.setattr("cxr_pred.clinic.study.secrets.token_hex", lambda n: "ab" * n)
     os.symlink("/dev/full", store.films / f"{'ab' * 16}.part")
     p = problem_of(send(client, encoded(pattern())), 503)
-    assert p["code"] == "store_unavailable" and "/dev" not in json.dumps(p) and not list(store.films.iterdir()) and store.pending() == []
+    assert p["code"] == "store_unavailable" and "/dev" not in json.dumps(p) and not list(store.place.names()) and store.pending() == []
     assert send(client, encoded(pattern())).status_code == 200
 
 
@@ -415,7 +415,7 @@ def bad_codec(tmp_path, monkeypatch):
 def test_a_film_that_costs_its_decoder_costs_one_upload(classifier, store, bad_codec, data, status, code):
     with bad_codec, TestClient(create_app(classifier, store, ui=False, guard=bad_codec), raise_server_exceptions=False) as client:
         wait_ready(client)
-        assert problem_of(send(client, data), status)["code"] == code and not list(store.films.iterdir())
+        assert problem_of(send(client, data), status)["code"] == code and not list(store.place.names())
         assert client.get("/readyz").status_code == 200 and f'cxr_rejects_total{{code="{code}"}} 1.0' in client.get("/metrics").text
         assert send(client, encoded(pattern())).json()["status"] == "ok", "one process reads, and it is another one"
 

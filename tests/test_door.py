@@ -109,7 +109,7 @@ def test_the_same_request_is_done_once(client, store):
     film, key = encoded(pattern()), {"Idempotency-Key": "b7c1"}
     ask = lambda data=film, headers=key, **form: client.post("/v1/predict", files={"file": data}, data=form, headers=headers)
     with ThreadPoolExecutor(6) as pool: answers = [r.json() for r in pool.map(lambda _: ask(), range(6))]
-    assert len({json.dumps(a, sort_keys=True) for a in answers}) == 1 and len(list(store.films.iterdir())) == 1
+    assert len({json.dumps(a, sort_keys=True) for a in answers}) == 1 and len(list(store.place.names())) == 1
     assert problem_of(ask(encoded(pattern(2))), 422)["code"] == problem_of(ask(age="5"), 422)["code"] == "key_reused"
     assert problem_of(ask(headers={"Idempotency-Key": "x" * 200}), 422)["code"] == "invalid_request"
     who = bearer(add_key(store, "dr-a", "physician")[0])

@@ -161,5 +161,5 @@ def test_originals_without_their_key_stop_the_service(classifier, s3, tmp_path, 
     store = Store(f"sqlite:///{tmp_path}/cxr.db", tmp_path / "state")
     with TestClient(create_app(classifier, store, ui=False, guard=guard), raise_server_exceptions=False) as client:
         assert client.app.state.room.opened.wait(60) and problem_of(send(client, encoded(pattern())), 503)["code"] == "no_keys"
-    assert not list(store.films.iterdir())
+    assert not list(store.place.names())
     store.close()

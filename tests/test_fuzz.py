@@ -69,7 +69,7 @@ def test_any_body_sent_as_dicom_is_refused_in_words(service):
     "STOW-RS: boundaries, heads and bodies that are almost right, or not at all."
     from hypothesis import HealthCheck, given, settings, strategies as st
     url, store, _ = service
-    before, seen = len(list(store.films.iterdir())), Counter()
+    before, seen = len(list(store.place.names())), Counter()
     boundary = st.sampled_from(["b", "b", "b", "b b", "", "--", "\u00e9", "x" * 300, "b\"; boundary=c"])
     kind = st.sampled_from(['multipart/related; type="application/dicom"; boundary={}', "multipart/related; boundary={}", "multipart/form-data; boundary={}", "application/dicom", "", "multipart/related; type=application/dicom+xml; boundary={}"])
     piece = st.one_of(st.binary(max_size=200), st.sampled_from([b"--b\r\n", b"--b--\r\n", b"\r\n--b\r\n", b"\r\n--b--", b"Content-Type: application/dicom\r\n\r\n", b"Content-Type: text/plain\r\n\r\n", b"\0" * 128 + b"DICM", b"\2\0\0\0UL\4\0\xff\xff\xff\xff"]))
@@ -83,4 +83,4 @@ def test_any_body_sent_as_dicom_is_refused_in_words(service):
         assert r.status_code in (400, 404, 409, 415, 422), (r.status_code, r.text)
         assert r.headers["content-type"].startswith(("application/problem+json", "application/dicom+json")) and (r.status_code == 409 or r.json()["code"])
     ask()
-    assert len(list(store.films.iterdir())) == before and {400, 409, 415} <= set(seen), seen
+    assert len(list(store.place.names())) == before and {400, 409, 415} <= set(seen), seen

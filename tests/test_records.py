@@ -139,7 +139,7 @@ def test_many_writers_make_one_chain_and_lose_nothing(store):
     for t in threads: t.start()
     for t in threads: t.join()
     assert len(done) == 24 and len(same) == 8 and len(set(same)) == 1 and all(store.study(i).finding for i in done + same)
-    assert len(list(store.films.iterdir())) == 25 and store.verify().broken is None and store.verify().rows == 25 + 8
+    assert len(list(store.place.names())) == 25 and store.verify().broken is None and store.verify().rows == 25 + 8
     with pytest.raises(InputError, match="key_reused"): study(store, once=Once(once.id, store.keyed("other")))
 
 
@@ -150,7 +150,7 @@ def test_a_forgotten_patient_is_gone_and_nobody_else(store):
     with store.engine.connect() as c:
         held = " ".join(str(tuple(r)) for t in OURS for r in c.execute(select(t)))
     assert not any(w in held for w in (*mine, store.patient_hash("MRN-1"), "MRN-1")) and store.patient_hash("MRN-2") in held
-    assert store.verify().broken is None and [f.name for f in store.films.iterdir()] == [f"{other}.png"]
+    assert store.verify().broken is None and list(store.place.names()) == [f"{other}.png"]
 
 
 def test_a_backup_goes_back_into_either_database(store, new_database, postgres, tmp_path):

@@ -281,6 +281,8 @@ def add_operations(app: FastAPI, room: ReadingRoom) -> None:
     @app.get("/metrics", tags=["operations"], summary="For Prometheus", response_class=Response)
     def metrics(request: Request):
         if "x-forwarded-for" in request.headers: raise InputError("not_found", "There is nothing at this address.", "Begin at /.", status=404)   # it came through a proxy, in whatever spelling: figures are for Prometheus, which asks inside
+        try: room.check(); room.store.ping(); room.metrics.ready.set(1)
+        except Exception: room.metrics.ready.set(0)   # which is what is told; why, /readyz says
         return Response(generate_latest(room.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/docs", include_in_schema=False)

@@ -55,6 +55,7 @@ class Metrics:
         self.feedback = Counter("cxr_feedback", "Physicians' answers", ["agrees"], registry=r)
         self.stages = Histogram("cxr_stage_seconds", "Where a film's time goes: decode (with the wait for a decoder), preprocess, model, record; and explain, whoever does it and however much later", ["stage"], registry=r, buckets=(.002, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60))
         self.confidence = Histogram("cxr_confidence", "Calibrated probability of the label of films that were answered", ["label"], registry=r, buckets=(.5, .6, .7, .8, .9, .95, .99, 1))
+        self.ready = Gauge("cxr_ready", "1 where a film would be read and recorded now, else 0", registry=r)
         self.films_waiting = Gauge("cxr_films_waiting", "Requests with films that wait for their turn", registry=r)
         self.films_in_work = Gauge("cxr_films_in_work", "Films that are being read", registry=r)
         self.explanations_waiting = Gauge("cxr_explanations_waiting", "Explanations that wait for the language service in this process", registry=r)

@@ -105,7 +105,7 @@ class Watch:
     ):
         self.store, self.read_again, self.most, self.follows = store, read_again, most, follows
         self.first = Used(classifier.bundle_hash, str(classifier.bundle.path)); self.opened = {self.first.hash: (classifier, reference)}
-        self.text, self.failures, self.seen, self.stopping = b"", 0, 0.0, threading.Event()
+        self.text, self.failures, self.seen, self.stopping = b"", 0, time.time(), threading.Event()   # seen: so that a start is no look that is overdue
 
     def used(self) -> list[Used]:
         "What is to be measured. Raises `SetupError` broken_state."
