@@ -19,8 +19,9 @@ EXPERIMENT = "cxr_pred"
 
 
 def tracking_uri() -> str:
-    "`MLFLOW_TRACKING_URI` if it is set, else SQLite in the project's root."
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root() / 'mlflow.db'}"
+    "`MLFLOW_TRACKING_URI` if it is set, else SQLite in the project's root, which a relative file's name is relative to, wherever a notebook runs."
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    return f"sqlite:///{root() / name}" if (name := uri.removeprefix("sqlite:///")) != uri and name and not name.startswith(("/", ":", "file:")) else uri
 
 
 def set_up(

@@ -26,7 +26,7 @@ from .images import preparation, preprocess
 from .journal import Journal, Pictures, film_key, reading_terms
 from .labels import LABELS
 from .quality import COLOUR_SHARE, check_flags, smaller
-from .sources import Record, chosen, records, source
+from .sources import Record, chosen, patients_of, records, source
 from .vocabulary import VOCABULARY
 from .split import assign, exact_duplicates, near_pairs, units, units_in_two_splits
 
@@ -114,11 +114,11 @@ def written(journal: Journal, key: str | None, record: Record, answer: tuple | I
 
 # %% ../../nbs/data/etl.ipynb #c012
 def film_keys(
-    films: pd.DataFrame,              # columns source, group_hint, sha256, in the order of `pairs`
+    films: pd.DataFrame,              # columns source, patient_id, group_hint, sha256, in the order of `pairs`
     pairs: list[tuple[int, int]],     # near duplicates, by position
 ) -> list[list]:
     "For each film, the keys that connect it to others."
-    keys = [[("pixels", h)] + ([("group", s, g)] if isinstance(g, str) else []) for s, g, h in zip(films.source, films.group_hint, films.sha256)]
+    keys = [[("pixels", h)] + ([("group", s, g)] if isinstance(g, str) else []) + ([("patient", patients_of(s), p)] if isinstance(p, str) else []) for s, g, p, h in zip(films.source, films.group_hint, films.patient_id, films.sha256)]
     for pair in pairs:
         for i in pair: keys[i].append(("near", *pair))
     return keys
@@ -162,7 +162,7 @@ def duplicate_counts(
     "Groups of films with the same pixels, overall and by source, and groups of different files that show the same picture."
     files = films.groupby("sha256").size()
     shared = films[films.sha256.isin(files.index[files > 1])]
-    picture = units([[k for k in carried if k[0] != "group"] for carried in keys])
+    picture = units([[k for k in carried if k[0] not in ("group", "patient")] for carried in keys])
     return dict(exact_duplicate_groups=int((files > 1).sum()), exact_duplicate_groups_by_source=shared.groupby("source").sha256.nunique().to_dict(),
                 near_duplicate_groups=int((films.groupby(picture).sha256.nunique() > 1).sum()))
 

@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['KERMANY_PATIENT', 'FILM_ENDINGS', 'XRAY', 'QU_EX_TREES', 'PNEUMONIAS', 'FRONTAL', 'BONE_CLASSES', 'SPLIT_NAMES',
-           'SOURCES', 'Record', 'files_below', 'label_of', 'kermany', 'dicom_header', 'as_masks', 'class_folders',
-           'covid_radiography', 'tb', 'covid_qu_ex', 'same_bytes', 'finding_label', 'read_sheet', 'years', 'sex_of',
-           'covid_chestxray', 'yolo_lines', 'bone_fracture', 'tree_or_zips', 'folders', 'within', 'parsed_regions',
-           'table', 'dicom_films', 'sample', 'Source', 'source', 'chosen', 'records']
+           'HASHED', 'SOURCES', 'Record', 'files_below', 'label_of', 'kermany', 'dicom_header', 'as_masks',
+           'class_folders', 'covid_radiography', 'tb', 'covid_qu_ex', 'same_bytes', 'finding_label', 'read_sheet',
+           'years', 'sex_of', 'covid_chestxray', 'yolo_lines', 'bone_fracture', 'tree_or_zips', 'folders', 'within',
+           'parsed_regions', 'table', 'numbered', 'dicom_hashed', 'dicom_films', 'sample', 'Source', 'source', 'chosen',
+           'records', 'patients_of']
 
 # %% ../../nbs/data/sources.ipynb #c002
 import csv, hashlib, inspect, io, json, os, re, warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import wraps
 from pathlib import Path
 
 import yaml
@@ -346,7 +348,8 @@ def parsed_regions(text: str) -> str | None:
         and all(isinstance(q, list) and len(q) == 2 and all(isinstance(v, int | float) and 0 <= v <= 1 for v in q) for q in p)
     found = json.loads(text)
     if not isinstance(found, list) or not all(map(ok, found)): raise ValueError("no list of boxes and polygons")
-    return json.dumps([{"kind": r["kind"], "points": r["points"]} for r in found])
+    inward = lambda r: [[min(v), min(w)] for v, w in [zip(*r["points"])]] + [[max(v), max(w)] for v, w in [zip(*r["points"])]] if r["kind"] == "box" else r["points"]   # some tools name the corners from below
+    return json.dumps([{"kind": r["kind"], "points": inward(r)} for r in found])
 
 
 def table(
@@ -378,27 +381,42 @@ def table(
         if (path := "/".join((folder, *parts))) not in named: yield Record(source, path, left_out="not_in_table")
 
 # %% ../../nbs/data/sources.ipynb #c042
-def dicom_films(
+HASHED = "sha256:"
+
+
+def numbered(found: Iterable[Record]) -> list[Record]:
+    "Records with patients that are known by a hash called by a number: one person is one number in whatever folder of DICOM files its films lie, and no hash that could be guessed goes further."
+    found = list(found)
+    number = {h: f"patient {i}" for i, h in enumerate(sorted({r.patient_id for r in found if r.patient_id and r.patient_id.startswith(HASHED)}), 1)}
+    return [replace(r, patient_id=number[r.patient_id], group_hint=number[r.patient_id]) if r.patient_id in number else r for r in found]
+
+
+def dicom_hashed(
     raw: Path,
     folder: str = "dicom",
     source: str = "dicom",
     sheet: str = "labels.csv",               # columns path and label; in the folder, or a path below raw. Where there is none, the first folder is the class
     classes: dict[str, str] | None = None,   # as in `folders`
 ) -> Iterator[Record]:
-    "Yield the records of a folder of DICOM files, labelled by a table or by its sub-folders."
+    "`dicom_films` with patients by the hash of their PatientID, for `numbered`."
     at = next((p for p in (raw / folder / sheet, raw / sheet) if sheet and p.is_file()), None)
     labels = {r.get("path", ""): r.get("label", "") for r in read_sheet(at)} if at else None
     found = [(parts, dicom_header(raw / folder / Path(*parts))) for parts in files_below(raw / folder) if at is None or raw / folder / Path(*parts) != at]
-    number = {h: f"patient {i}" for i, h in enumerate(sorted({head["patient"] for _, head in found if head and head["patient"]}), 1)}
     seen = {"/".join(parts) for parts, _ in found}
     for parts, head in found:
         path, below = "/".join((folder, *parts)), "/".join(parts)
         name = labels.get(below, "") if labels is not None else parts[0] if len(parts) > 1 else ""
         why = "not_dicom" if head is None else head["left_out"] or ("not_in_table" if labels is not None and below not in labels else "outside_layout" if labels is None and not name else "class_left_out" if (classes or {}).get(name) == "" else None)
         if why or not (label := label_of(name, classes)): yield Record(source, path, left_out=why or ("unknown_class" if labels is None else "unknown_label")); continue
-        who = number.get(head["patient"])
+        who = head["patient"] and HASHED + head["patient"]
         yield Record(source, path, label, who, who, head["age"], head["sex"], head["view"])
     for gone in sorted(set(labels or ()) - seen): yield Record(source, f"{folder}/{at.name}:{gone}", left_out="no_such_film")
+
+
+@wraps(dicom_hashed)
+def dicom_films(*args, **options) -> Iterator[Record]:
+    "Yield the records of a folder of DICOM files, labelled by a table or by its sub-folders."
+    return iter(numbered(dicom_hashed(*args, **options)))
 
 # %% ../../nbs/data/sources.ipynb #c045
 def sample(raw: Path) -> Iterator[Record]:
@@ -468,4 +486,12 @@ def records(
     sources: list,   # names in SOURCES, or {name: {option: value}}
 ) -> list[Record]:
     "All records of these sources, in their order. Raises `SetupError`."
-    return [r for name, s, options in chosen(sources) for r in s.records(Path(raw), **(dict(folder=s.folder, source=name) if s.own else {}), **options)]
+    reads = lambda s: dicom_hashed if s.records is dicom_films else s.records   # numbered together, below
+    return numbered(r for name, s, options in chosen(sources) for r in reads(s)(Path(raw), **(dict(folder=s.folder, source=name) if s.own else {}), **options))
+
+
+def patients_of(
+    source: str,   # a record's
+) -> str:
+    "Whose patients a source's patient_ids are: one PatientID is one person in all folders of DICOM files; any other source has its own."
+    return "dicom" if source.partition(":")[0] == "dicom" else source

@@ -13,14 +13,15 @@ from .scores import bootstrap
 
 # %% ../../nbs/evaluate/pointing.ipynb #c007
 def pointing_game(
-    heat: np.ndarray,       # (n, 16, 16) the true class's map of each film
+    heat: np.ndarray,       # (n, side, side) the true class's map of each film
     regions: list[str],     # (n,) JSON of each film
     groups: np.ndarray,     # (n,) unit of each film
     times: int = 1000,      # bootstrap draws
     seed: int = 0,
 ) -> dict | None:
     "Hit rate with its interval over groups, and what pointing blindly would hit; None where no film has an outline."
-    grids = [region_grid(r) if isinstance(r, str) else np.zeros((16, 16), bool) for r in regions]
+    side = heat.shape[-1]   # 16 for the default network, another for another
+    grids = [region_grid(r, side) if isinstance(r, str) else np.zeros((side, side), bool) for r in regions]
     known = np.array([g.any() for g in grids], bool)
     if not known.any(): return None
     hit = np.array([g.ravel()[h.argmax()] for g, h in zip(grids, heat)], float)[known]

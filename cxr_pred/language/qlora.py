@@ -116,7 +116,8 @@ def encode_pair(
 ) -> tuple[list[int], int]:
     "Token ids and the index of the answer's first token."
     start = encode(tokenizer, chat(config, row["prompt"], SYSTEM))
-    ids = start + list(tokenizer.processor.encode(row["answer"]).ids) + [tokenizer.eos_id]
+    plain = tokenizer.processor.encode(row["answer"], add_special_tokens=False).ids if tokenizer.backend == "huggingface" else tokenizer.processor.encode(row["answer"])   # no beginning token, which some tokenizers put before every text: in service the answer follows the prompt
+    ids = start + list(plain) + [tokenizer.eos_id]
     if len(ids) > max_tokens: raise SetupError("too_long", f"An example has {len(ids)} tokens, more than {max_tokens}.", "Raise max_tokens.")
     return ids, len(start)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Picked', 'film_name', 'Altered', 'device_and_precision', 'embed', 'made_with', 'brief', 'rows_kept',
-           'cached_embedding', 'Joined', 'embed_splits', 'scaled_nll', 'Tuner', 'RunningMean', 'BestEpoch',
+           'cached_embedding', 'Joined', 'embed_splits', 'scaled_nll', 'Tuner', 'RunningMean', 'Patience', 'BestEpoch',
            'quiet_trainer', 'half_precision', 'mlflow_logger', 'spread', 'features_of', 'make_tuner', 'train_epochs',
            'fit', 'finish', 'validation_scores', 'write_gpu_memory']
 
@@ -285,6 +285,13 @@ class RunningMean(WeightAveraging):
     def tensors(self) -> dict[str, torch.Tensor]: return self._average_model.module.state_dict()
 
 
+class Patience(EarlyStopping):
+    "Lightning's early stopping, which a resumed training obeys too: it had waited long enough before it was interrupted."
+
+    def on_train_start(self, trainer, module):
+        if self.wait_count >= self.patience: trainer.should_stop = True
+
+
 class BestEpoch(L.Callback):
     "Keeps the trained tensors of the epoch with the lowest `scaled_nll` on validation, their running mean where `ema` keeps one, and the curve of all."
 
@@ -416,7 +423,7 @@ def train_epochs(
     bf16, machine = half_precision(precision, tuner.reader.depth - tuner.first), dict(machine or {})
     mean = RunningMean(ema) if ema else None
     best = BestEpoch(mean)
-    callbacks = [*([mean] if mean else []), best, *([EarlyStopping("val_loss_scaled", patience=patience)] if patience else []), *machine.pop("callbacks", [])]
+    callbacks = [*([mean] if mean else []), best, *([Patience("val_loss_scaled", patience=patience)] if patience else []), *machine.pop("callbacks", [])]
     start = machine.pop("ckpt_path", None)
     if resume:
         settings = {"epochs": epochs, "batch_size": batch_size, "balance": balance, "seed": seed, "how": repr(how), "accumulate": accumulate, "ema": ema, "patience": patience, "bf16": bf16,
