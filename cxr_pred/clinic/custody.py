@@ -277,6 +277,7 @@ def restore(
     if not is_empty(url) or key.exists() and key.read_bytes() != (folder / "patient.key").read_bytes(): raise SetupError("not_empty", "There are records already where the backup should go.", "Restore into a new state folder and an empty database.")
     films = films or settings().films or state / "films"
     pictures = place_of(films)
+    bare = next(iter(pictures.names()), None) is None
     state.mkdir(parents=True, exist_ok=True)
     place(folder / "patient.key", key)
     for name in manifest["files"]:
@@ -293,5 +294,6 @@ def restore(
     store = Store(url, state, films)
     if (found := store.verify(tuple(manifest["log"]) if manifest["log"][0] else None)).broken: raise SetupError("broken_log", f"Row {found.broken} of the log: {found.why}.", "The records are restored; ask who changed the log, and look at an older backup.")
     store.note(actor, "backup.restored", studies=manifest["rows"]["studies"], films=manifest["films"])
+    if bare: store.owns(claim=True)   # else those whom the others belong to may live on: `cxr-pred sweep --own`
     store.close()
     return manifest

@@ -26,4 +26,4 @@ SQL
 inside sh -ec 'cd /var/lib/cxr; mkdir -m 700 "$1"; for f in films patient.key; do if [ -e "$f" ]; then mv "$f" "$1"; fi; done' sh "$aside"
 inside cxr-pred restore "/backups/$name" || { echo "It was not restored. What was there is in the database cxr_$aside and in the folder $aside of the volume films." >&2; exit 1; }
 docker compose up --detach --wait
-echo "Restored. When you have looked at it, delete what was put aside: docker compose exec postgres dropdb --username postgres cxr_$aside; docker compose exec page rm -r /var/lib/cxr/$aside"
+echo "Restored. When you have looked at it, delete what was put aside: docker compose exec postgres dropdb --username postgres cxr_$aside; docker compose exec page rm -r /var/lib/cxr/$aside. With the films in a bucket, those without a row stay there until you say that it is this database's alone: ./cxr-pred.sh sweep --own"
