@@ -435,7 +435,9 @@ def test_release_installs_and_goes_back(stand_in, tmp_path):
     assert gone.returncode == 4 and "Revision 5 runs in cxr, not 4" in gone.stderr
     canary, given = FLOWS["delivery.yml"]["jobs"]["canary"], [s.get("run", "") for s in FLOWS["delivery.yml"]["jobs"]["production"]["steps"]]
     asked, promoted = (next(i for i, r in enumerate(given) if w in r) for w in ("release.sh still", "rollout.sh promote"))
-    assert canary["outputs"] == {"revision": "${{ steps.give.outputs.revision }}"} and asked < promoted, "a step of its own: what somebody took away is not taken back once more"
+    assert canary["outputs"] == {"revision": "${{ steps.give.outputs.revision }}", "before": "${{ steps.before.outputs.revision }}"} and asked < promoted, "a step of its own: what somebody took away is not taken back once more"
+    back = FLOWS["delivery.yml"]["jobs"]["not-given"]
+    assert "production.result != 'success'" in back["if"] and set(back["needs"]) == {"canary", "production"} and "release.sh back cxr" in back["steps"][-1]["run"], "a tenth that nobody approved is no tenth for good"
     good(release("back", "cxr", "6")); assert "rollback" not in stand_in.calls(), "it still runs"
     good(release("back", "cxr", "0")); assert "rollback" not in stand_in.calls()
     good(release("back", "cxr", "5")); assert "helm rollback cxr 5 --namespace cxr " in stand_in.calls()

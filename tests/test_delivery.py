@@ -41,7 +41,7 @@ def test_the_steps_are_the_workflows():
     jobs = yaml.safe_load((ROOT / ".github/workflows/delivery.yml").read_text())["jobs"]
     assert "train" in yaml.safe_load((ROOT / ".github/workflows/training.yml").read_text())["jobs"], "a workflow of its own: what it makes is delivered by a merge"
     of = {"lint": "commit", "tests": "commit", "gate": "gate", "package": "package", "sign": "package", "staging": "staging", "memory": "staging", "canary": "canary", "production": "production"}
-    assert list(of) == [s for s in chain.STEPS if s != "train"] and list(dict.fromkeys(of.values())) == list(jobs)
+    assert list(of) == [s for s in chain.STEPS if s != "train"] and [*dict.fromkeys(of.values()), "not-given"] == list(jobs)
     assert all(callable(getattr(chain.Chain, s)) for s in chain.STEPS)
     own, text = (CI / "chain.py").read_text(), "".join((ROOT / f".github/workflows/{f}.yml").read_text() for f in ("commit", "delivery")) + (CI / "gate.sh").read_text()
     for called in ("deploy/ci/lint.sh", "deploy/ci/gate.py"): assert called in own and called in text

@@ -8,6 +8,7 @@ case $share in
     *[!0-9]*) echo "A share is a whole number from 0 to 100, not $share." >&2; exit 2 ;;
     *)
         [ "$share" -le 100 ] || { echo "A share is at most 100." >&2; exit 2; }
-        say "set server vit/canary weight $share"
-        say "set server vit/stable weight $((100 - share))" ;;
+        # what gets films first: between the two words both could have none
+        canary="set server vit/canary weight $share" stable="set server vit/stable weight $((100 - share))"
+        if [ "$share" -eq 0 ]; then say "$stable"; say "$canary"; else say "$canary"; say "$stable"; fi ;;
 esac

@@ -40,7 +40,14 @@ def ask(path: str, body: dict | None = None) -> dict:
 def on_ray(command: str, pause_s: float = 10) -> None:
     "Have a worker run a command, and wait for its end."
     job = ask("/api/jobs/", {"entrypoint": f"cd {ROOT} && {command}", "entrypoint_num_cpus": 1})["submission_id"]
-    while (now := ask(f"/api/jobs/{job}"))["status"] in ("PENDING", "RUNNING"): time.sleep(pause_s)
+    lost = 0
+    while True:   # a question that fails is no job that failed: tried again it would run twice
+        try: now, lost = ask(f"/api/jobs/{job}"), 0
+        except (OSError, ValueError) as e:
+            if (lost := lost + 1) > 60: raise RuntimeError(f"{job}: Ray has not answered for {60 * pause_s:.0f} s; the job may go on") from e
+        else:
+            if now["status"] not in ("PENDING", "RUNNING"): break
+        time.sleep(pause_s)
     if now["status"] != "SUCCEEDED": raise RuntimeError(f"{job}: {now['status']}. {now.get('message') or ''}")
 
 
