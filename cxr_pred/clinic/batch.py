@@ -179,9 +179,10 @@ def read_batch(
         key = film_key(raw, Record("batch", name))   # before it is opened: what changes meanwhile is read again
         if row := kept.known(key): return row, True
         kept.add(key, row := batch_row(classifier, raw, name, guard.read))
+        if key is None or row["reason_code"] in PASSING: unsure.append(name)
         return row, False
 
-    seen, taken = Counter(), 0
+    seen, taken, unsure = Counter(), 0, []
     try:
         with Guard(workers, Limits()) as guard, ThreadPoolExecutor(workers) as pool, pq.ParquetWriter(draft, BATCH_SCHEMA, compression="zstd") as table:
             rows = iter(tqdm(in_order(pool, one, films, 4 * workers), total=len(films), desc="films", unit="film"))
@@ -189,7 +190,8 @@ def read_batch(
                 table.write_table(pa.Table.from_pylist([row for row, _ in group], schema=BATCH_SCHEMA))
                 seen.update(row["status"] for row, _ in group); taken += sum(was for _, was in group)
         os.replace(draft, out)
-        part.unlink()
+        if unsure: log.warning("%d films were there and could not be read this time, the first %s: run the same command again, what was read is kept in %s", len(unsure), unsure[0], part.name)
+        else: part.unlink()
     finally:
         draft.unlink(missing_ok=True)
         kept.close()

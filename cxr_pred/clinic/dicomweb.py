@@ -7,7 +7,6 @@ __all__ = ['FAILS', 'DICOM_FILE', 'KEPT_OUT', 'Asks', 'known_origin', 'study_fhi
            'takes_json', 'add_stow', 'add_dicomweb']
 
 # %% ../../nbs/clinic/dicomweb.ipynb #c002
-import asyncio
 from contextlib import asynccontextmanager
 from collections.abc import Sequence
 from typing import Annotated
@@ -90,7 +89,7 @@ def add_stow(app: FastAPI, intake: Intake, lanes: Lanes, rules: Sequence = ()) -
         known = who.role != "patient" or "x-forwarded-for" not in request.headers   # a proxy says so of whoever comes from outside; the archive beside the service does not come through it
         parts = dicom_parts(await request.body(), request.headers.get("content-type", ""))
         async def one(part: bytes | InputError) -> Receipt: return refused(part) if isinstance(part, InputError) else await lanes.read(intake.take, part, "stow", study_uid, None, who, known)
-        with lanes.place(): status, said = stow_answer(await asyncio.gather(*map(one, parts)))
+        with lanes.place(): status, said = stow_answer([await one(p) for p in parts])   # one after the other, as in a batch: the line is everybody's
         return JSONResponse(said, status, KEPT_OUT, "application/dicom+json")
 
     body = {"requestBody": {"required": True, "content": {'multipart/related; type="application/dicom"': {"schema": {"type": "string", "format": "binary"}}}}}

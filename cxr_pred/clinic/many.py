@@ -20,7 +20,7 @@ from fastapi.responses import StreamingResponse
 from .door import FilmRoute, IdempotencyKey, Lanes
 from .reading import ReadingRoom
 from .study import Patient
-from ..core import CxrError, InputError, log
+from ..core import CxrError, InputError, log, settings
 from ..data.archive import largest_file, objection
 
 # %% ../../nbs/clinic/many.ipynb #67772509
@@ -44,10 +44,11 @@ def member_bytes(
     "A member's bytes. Raises `InputError`: name_twice, too_large, corrupt, and the objections of `data.archive`."
     if why := objection(m) or ("name_twice" if twice else None): raise InputError(why, f"A file in the zip is not read ({why.replace('_', ' ')}).", "Pack it again.")
     try:
-        with z.open(m) as f: data = f.read(largest_file() + 1)
+        most = min(largest_file(), int(settings().max_upload_mb * 2**20))   # as of a film that is sent alone
+        with z.open(m) as f: data = f.read(most + 1) if m.file_size <= most else None
     except Exception as e:   # zipfile and its codecs raise whatever they meet
         raise InputError("corrupt", "A file in the zip is damaged.", "Pack it again.") from e
-    if len(data) > largest_file(): raise InputError("too_large", "A file in the zip is too large.", "Leave it out.", status=413)
+    if data is None or len(data) > most: raise InputError("too_large", "A file in the zip is too large.", "Leave it out.", status=413)
     return data
 
 

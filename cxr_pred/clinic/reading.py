@@ -141,17 +141,17 @@ class ReadingRoom:
         llm_url: str | None = None,            # base URL of the language service; `settings().llm_url` if None
         most_waiting: int = 8,                 # explanations that may wait for the language service
         again_s: float = 5,                    # pause before an explanation that could not be kept is tried again
-        left_s: float = 60,                    # an explanation that is still unwritten so long after its film was another reader's, which is gone
+        left_s: float | None = None,           # an explanation that is still unwritten so long after its film was another reader's, which is gone; None: half a minute more than one may wait for its turn
         guard: Guard | None = None,            # what decodes; opened and closed with the room if None
         workers: int = 2,                      # films that are read at once, and that its own guard decodes
     ):
         self.loading = classifier if isinstance(classifier, Future) else None
         self.classifier, self.store, self.metrics = None if self.loading else classifier, store, Metrics()
-        self.most_waiting, self.again_s, self.left_s = most_waiting, again_s, left_s
+        self.most_waiting, self.again_s, self.left_s = most_waiting, again_s, settings().llm_timeout_s + 30 if left_s is None else left_s
         self.llm_url, self.client, self.facts = llm_url, None, None
         self.own_guard, self.guard, self.workers, self.lane = guard is None, guard or Guard(workers), workers, threading.BoundedSemaphore(workers)   # whatever way a film comes: REST, the page, DICOM
         self.heard: dict[str, list[dict]] = {}  # sentences of explanations that are being written
-        self.waiting, self.own = queue.SimpleQueue(), {}   # ids of studies to be explained, which the store knows too; of each the id of the request that asked
+        self.waiting, self.own = queue.SimpleQueue(), {}   # ids of studies to be explained, which the store knows too; of each the id of the request that asked, and since when it waits
         self.opened, self.closed, self.problem = threading.Event(), threading.Event(), None
         self.safe = None   # seals originals, where they are kept
         self.metrics.explanations_waiting.set_function(self.waiting.qsize)
@@ -278,7 +278,7 @@ class ReadingRoom:
         self.heard[study_id] = [*self.heard.get(study_id, []), said] if said else []
 
     def _wait_for(self, study_id: str) -> None:
-        self.own[study_id] = request_id.get(); self.waiting.put(study_id)
+        self.own[study_id] = request_id.get(), time.monotonic(); self.waiting.put(study_id)
 
     def _write_waiting(self) -> None:
         look = 0.0
@@ -289,7 +289,9 @@ class ReadingRoom:
             try: study_id = self.waiting.get(timeout=max(0.01, look - time.monotonic()))
             except queue.Empty: continue
             if study_id is None: return
-            with traced(self.own.pop(study_id, "")): self.write(study_id)
+            who, since = self.own.pop(study_id, ("", time.monotonic()))
+            late = self.client and time.monotonic() - since > settings().llm_timeout_s   # the limit is of the wait for a text, and not of each text before it
+            with traced(who): self.write(study_id, "llm_busy" if late else "")
 
     def _take_up(self) -> None:
         "What a reader that is gone has left unwritten: a few wait for the language service, the others get the template at once."

@@ -293,8 +293,14 @@ class Guard:
     def start(self) -> "Guard":
         "Start the workers, and don't wait for them."
         if self.closed:
+            hired = []
+            try:
+                for _ in range(self.workers): hired.append(self._hired())
+            except BaseException:
+                for w in hired: w.stop()
+                raise
             self.closed = False
-            for _ in range(self.workers): self.free.put(self._hired())
+            for w in hired: self.free.put(w)
         return self
 
     def warm(self,

@@ -50,6 +50,7 @@ class Desk:
         self.bundle, self.seats = bundle, threading.BoundedSemaphore(waiting + 1)
         self.line, self.moved = deque(), threading.Condition()   # who sits, in the order in which they came; the first one's text is written
         self.writer = self.facts = self.problem = None
+        self.failed = 0   # texts in a row that broke off
         self.opened, self.closed, self.registry = threading.Event(), threading.Event(), CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.written = Counter("cxr_llm_explanations", "Explanations by who wrote them in the end", ["source", "reason"], registry=self.registry)
@@ -68,7 +69,7 @@ class Desk:
             self.writer, self.facts = open_writer(self.bundle, self.engine)
             self.runs.labels(self.writer.engine).set(1)
             [*self.writer.stream("answer: none", most=1)]
-            self.problem = None
+            self.problem, self.failed = None, 0
             self.ready.set(1)
         except Exception as e:
             new = e if isinstance(e, CxrError) else SetupError("cannot_open", f"{type(e).__name__}: {e}")
@@ -81,6 +82,16 @@ class Desk:
         while not self.closed.is_set():
             self.open()
             if not self.problem or self.closed.wait(self.again_s): return
+
+    def broke(self) -> None:
+        "Count a text that broke off; after three in a row the model is opened anew, and nobody is told meanwhile that it is ready."
+        self.written.labels("none", "error").inc()
+        with self.moved:
+            self.failed += 1
+            if self.failed < 3 or self.problem: return
+            self.problem = SetupError("writer_broken", "The language model failed three times in a row.", "It is being opened again; if it goes on, look at its log.")
+        self.ready.set(0)
+        threading.Thread(target=self.keep_opening, name="open", daemon=True).start()
 
     def check(self) -> None:
         "Raise `SetupError` unless a request would be written now."
@@ -110,6 +121,10 @@ class Desk:
                     self.moved.wait(0.1)
             with self.seconds.time():
                 for said in explain_aloud(self.writer, case, self.facts, end - time.monotonic(), stop): yield said
+            self.failed = 0
+        except Exception as e:
+            if not isinstance(e, CxrError): self.broke()
+            raise
         finally:
             with self.moved: self.line.remove(me); self.moved.notify_all()
             self.busy.dec()
@@ -150,7 +165,8 @@ def written_aside(
         except Exception as e: tell(e)
         finally: tell(None)
 
-    threading.Thread(target=contextvars.copy_context().run, args=(work,), name="write", daemon=True).start()   # under the request's id
+    try: threading.Thread(target=contextvars.copy_context().run, args=(work,), name="write", daemon=True).start()   # under the request's id
+    except BaseException: desk.busy.dec(); desk.seats.release(); raise   # the system has no thread left: the seat is free again
     return said
 
 
