@@ -315,7 +315,7 @@ def narrowed(page) -> None:
         if not hasattr(module, name): raise SetupError("other_gradio", f"This version of Gradio has no {name}.", "Install the locked version (make setup).")
     processing_utils.async_ssrf_protected_download = no_download
     state_holder.SessionState._update_value_in_config = lambda self, key, value: None
-    page.state_session_capacity = 500   # sessions that are remembered; ten thousand filled the memory
+    page.state_session_capacity = 3000   # sessions that are remembered; each kept its films, and ten thousand filled the memory
 
 
 def mount(

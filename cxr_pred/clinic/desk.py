@@ -281,6 +281,7 @@ def wire(room: ReadingRoom, page, parts: Parts, x: dict) -> None:
     def sent(csrf, marks, seen, study_id, need, label, severity, edited, request: gr.Request):
         try:
             who = who_sits(room, request.cookies, csrf or "")
+            if seen and not study_id: study_id, need = seen, open_study(room, who, seen).need   # the session was forgotten, after a restart or among many; the page was not
             if study_id and seen != study_id: return shown(open_study(room, who, seen or study_id), f"**{escape(S['desk']['another'])}**")   # a large film takes a while to arrive, and what was chosen under the one before is not about this one
             done = say(room, who, study_id, need, label, severity, edited, marks)
             return shown(open_study(room, who, study_id), f"**{escape(done)}**")

@@ -139,7 +139,7 @@ def counted(ask: Callable[[Request], Who]) -> Callable[[Request], Who]:
     "A function that says who asks, for an address that has not been refused too many keys of late: a key could be guessed by any route that takes one."
     @functools.wraps(ask)
     def asked(request: Request) -> Who:
-        tries, at = getattr(request.app.state, "tries", None), f"address {address(request.scope)}"
+        tries, at = getattr(request.app.state, "tries", None), f"key {address(request.scope)}"   # not the log-ins': a machine with an old key must not lock out people
         if tries is None or "authorization" not in request.headers or address(request.scope).startswith(NEAR[:2]): return ask(request)
         if wait := tries.take(at, 0): raise InputError("too_many", "Too many keys from this address were refused.", f"Wait {wait:.0f} seconds.", status=429)
         try: return ask(request)

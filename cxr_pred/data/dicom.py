@@ -61,7 +61,8 @@ def view_of(
     "One of `VIEWS`: ViewPosition's word, else what the ViewCodeSequence says, where newer machines put it; None for neither."
     said = str(ds.get("ViewPosition", "") or "").strip().upper()
     if said: return SAME_VIEW.get(said, said if said in VIEWS else None)
-    return next((VIEW_CODES.get(str(item.get("CodeValue", ""))) for item in ds.get("ViewCodeSequence") or []), None)
+    coded = ds.get("ViewCodeSequence") or []
+    return next((view for item in (coded if not isinstance(coded, str | bytes) else []) if hasattr(item, "get") and (view := VIEW_CODES.get(str(item.get("CodeValue", ""))))), None)
 
 
 def film_meta(

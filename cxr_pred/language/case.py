@@ -105,18 +105,18 @@ def named_in(
     spans, tokens, at = symptom_spans(clause), [], 0
     for begin, end, names in [*spans, (len(clause), len(clause), None)]:
         after = names and AFTER.match(clause, end)
+        if names and BUT_NOW.search(clause, end, comma if (comma := clause.find(",", end)) >= 0 else len(clause)): names = frozenset(names)   # a denial of this symptom is taken back, not of the next item
         tokens += [*TOKEN.findall(clause[at:begin]), *([set() if after else names] if names else [])]
         at = after.end() if after else end
     said, by, begun = set(), "", False   # by: the negation that reaches here
-    back = bool(spans) and bool(BUT_NOW.search(clause, spans[0][1]))
     for i, token in enumerate(tokens):
-        if isinstance(token, set):
-            if back or not by: said |= token
+        if isinstance(token, set | frozenset):
+            if not by or isinstance(token, frozenset): said |= token
             begun = True
         elif token in NEGATES and (token not in ("free", "negative") or tokens[i + 1:i + 2] in (["of"], ["for"])): by, begun = token, False
         elif token == "," and not begun: by = ""   # it denied something else: "tested negative, ..."
         elif token == ",":
-            rest = next((t for t in tokens[i:] if not isinstance(t, set) and t not in {",", *PASSED} - {"or"}), "")
+            rest = next((t for t in tokens[i:] if not isinstance(t, set | frozenset) and t not in {",", *PASSED} - {"or"}), "")
             if by not in DENIES and rest not in ("or", "nor"): by = ""
         elif token == "and" and by in DENIES or token in PASSED or token in PASSED_AT_FIRST and not begun: pass
         else: by = ""

@@ -6,7 +6,7 @@
 __all__ = ['CardMemory', 'Desk', 'written_event', 'written_aside', 'problems_told', 'create_service', 'serve']
 
 # %% ../../nbs/language/service.ipynb #c002
-import asyncio, contextvars, json, sys, threading, time
+import asyncio, contextvars, gc, json, sys, threading, time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -91,7 +91,16 @@ class Desk:
             if self.failed < 3 or self.problem: return
             self.problem = SetupError("writer_broken", "The language model failed three times in a row.", "It is being opened again; if it goes on, look at its log.")
         self.ready.set(0)
-        threading.Thread(target=self.keep_opening, name="open", daemon=True).start()
+        threading.Thread(target=self.reopen, name="open", daemon=True).start()
+
+    def reopen(self) -> None:
+        "Let the model go, when the text that is being written has ended, and open it again: two might not fit."
+        with self.moved:
+            while self.line and not self.closed.is_set(): self.moved.wait(0.1)
+            self.writer = None
+        gc.collect()
+        if torch := sys.modules.get("torch"): torch.cuda.empty_cache()
+        self.keep_opening()
 
     def check(self) -> None:
         "Raise `SetupError` unless a request would be written now."
