@@ -284,7 +284,7 @@ def test_by_hand_the_same_words_are_sent():
     "canary.sh sends what the rollout sends."
     import re
     script = (ROOT / "deploy/compose/canary.sh").read_text()
-    by_hand = [w.replace("$share", "10").replace("$((100 - share))", "90") for w in re.findall(r'say "(set server [^"]+)"', script)]
+    by_hand = [w.replace("$share", "10").replace("$((100 - share))", "90") for w in re.findall(r'="(set server [^"]+)"', script)]
     sent = []
     class Proxy(threading.Thread):
         def run(self):
