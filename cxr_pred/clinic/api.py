@@ -286,9 +286,9 @@ def add_operations(app: FastAPI, room: ReadingRoom) -> None:
 
     def look() -> None:
         "Whether a film would be read now; a database that does not answer within three seconds is none, and Prometheus hears it."
-        if not (asked and asked[0].is_alive()): asked[:] = [threading.Thread(target=ready, name="ready", daemon=True)]; asked[0].start()
-        asked[0].join(3)
-        if asked[0].is_alive(): room.metrics.ready.set(0)
+        if not (t := asked[0] if asked else None) or not t.is_alive(): t = threading.Thread(target=ready, name="ready", daemon=True); t.start(); asked[:] = [t]
+        t.join(3)
+        if t.is_alive(): room.metrics.ready.set(0)
 
     @app.get("/metrics", tags=["operations"], summary="For Prometheus", response_class=Response)
     def metrics(request: Request):

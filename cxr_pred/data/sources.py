@@ -348,8 +348,8 @@ def parsed_regions(text: str) -> str | None:
         and all(isinstance(q, list) and len(q) == 2 and all(isinstance(v, int | float) and 0 <= v <= 1 for v in q) for q in p)
     found = json.loads(text)
     if not isinstance(found, list) or not all(map(ok, found)): raise ValueError("no list of boxes and polygons")
-    inward = lambda r: [[min(v), min(w)] for v, w in [zip(*r["points"])]] + [[max(v), max(w)] for v, w in [zip(*r["points"])]] if r["kind"] == "box" else r["points"]   # some tools name the corners from below
-    return json.dumps([{"kind": r["kind"], "points": inward(r)} for r in found])
+    corners = lambda points: [[f(v) for v in zip(*points)] for f in (min, max)]   # some tools name a box from below
+    return json.dumps([{"kind": r["kind"], "points": corners(r["points"]) if r["kind"] == "box" else r["points"]} for r in found])
 
 
 def table(
