@@ -8,11 +8,11 @@ __all__ = ['cli', 'NO_ANSWER', 'BUNDLE', 'HOST', 'PORT', 'ECS', 'feedback', 'REF
            'open_reader', 'draw', 'terminal', 'tell', 'predict', 'batch', 'log_as', 'serve', 'end_with_parent',
            'llm_serve', 'app', 'llm_publish', 'fetch_data', 'link_data', 'data_page', 'pipeline', 'export', 'doctor',
            'test_films', 'film_to_show', 'show', 'load', 'drift', 'watch', 'simulate', 'records', 'say_copies',
-           'forget', 'sweep', 'backup', 'restore', 'audit', 'users_add', 'users_list', 'users_disable', 'keys_add',
-           'keys_list', 'keys_revoke', 'who', 'steering', 'rollout_start', 'rollout_new_key', 'rollout_sign',
-           'rollout_status', 'rollout_promote', 'rollout_rollback', 'rollout_watch', 'rollout_serve', 'stack', 'month',
-           'report_hour', 'films', 'queue', 'controls', 'suspects', 'retrain', 'originals_new_key', 'originals_get',
-           'originals_reseal', 'main']
+           'forget', 'sweep', 'backup', 'restore', 'audit', 'users_add', 'users_list', 'users_disable',
+           'users_password', 'keys_add', 'keys_list', 'keys_revoke', 'who', 'steering', 'rollout_start',
+           'rollout_new_key', 'rollout_sign', 'rollout_status', 'rollout_promote', 'rollout_rollback', 'rollout_watch',
+           'rollout_serve', 'stack', 'month', 'report_hour', 'films', 'queue', 'controls', 'suspects', 'retrain',
+           'originals_new_key', 'originals_get', 'originals_reseal', 'main']
 
 # %% ../nbs/04_cli.ipynb #c002
 import json, os, sys, threading
@@ -600,6 +600,13 @@ def users_disable(name: str):
     "Shut an account; its open log-ins end."
     from cxr_pred.clinic.auth import disable_user
     with records() as store: disable_user(store, name); print(f"{name} may not log in any more")
+
+
+@users.command("password")
+def users_password(name: str, password: str = typer.Option(None, prompt=True, hide_input=True, confirmation_prompt=True, help="asked for if not given")):
+    "Give an account another password; its open log-ins end, and one that was shut is open again."
+    from cxr_pred.clinic.auth import set_password
+    with records() as store: set_password(store, name, password); print(f"{name} logs in with the new password from now on")
 
 
 @keys.command("add")

@@ -1,5 +1,5 @@
 "The build for phones and browsers: headless Chromium reads the same films as the server, and nothing leaves it."
-import base64, functools, io, json, os, random, threading
+import base64, functools, io, json, os, random, re, threading
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -11,7 +11,7 @@ from PIL import Image
 from test_api import FACTS, cat, encoded, pattern
 from test_browser import CHROMIUM, browser, fits  # noqa: F401
 
-from cxr_pred.clinic.browser import browser_page
+from cxr_pred.clinic.browser import OWN, browser_page
 from cxr_pred.clinic.words import STRINGS
 from cxr_pred.core import DISCLAIMER, CxrError, SetupError, read_json, root
 from cxr_pred.data.images import decode
@@ -19,7 +19,7 @@ from cxr_pred.data.labels import CHEST, LABELS
 from cxr_pred.data.sample import plan_films, render
 from cxr_pred.language.facts import load_facts
 from cxr_pred.language.case import Case
-from cxr_pred.language.findings import template_explanation
+from cxr_pred.language.findings import IF_BROKEN, template_explanation
 from cxr_pred.vision.classify import Classifier, calibrated, decide, prediction_set, set_limit
 from cxr_pred.vision.finding import Finding, confidence_word, is_spread, zones
 from cxr_pred.vision.toy import toy_bundle, toy_patterns
@@ -382,6 +382,22 @@ def test_the_page(page):
     choose(page, "cat.jpg", encoded(cat(), "JPEG"))
     answer = card(page, "rejected")
     assert answer.locator("h2").inner_text() == "It did not read this picture" and answer.locator(".bar").count() == answer.locator("img.over").count() == 0 and fits(page)
+
+
+@here
+def test_a_limb_and_whose_advice(page):
+    "There is no whole limb among the ten, and the page knows of no child."
+    choose(page, "film.png", encoded(pattern(LABELS.index("FRACTURE_WRIST"))))
+    answer = card(page, "ok")
+    assert answer.get_attribute("data-label") == "FRACTURE_WRIST" and fits(page)
+    word, percent = re.fullmatch(re.escape(STRINGS["confidence_line_limb"]).replace(r"\{word\}", "(.+)").replace(r"\{percent\}", "(.+)"), answer.locator("p.sure").first.inner_text()).groups()
+    assert word == "Very likely" and int(percent) > 90
+    text = answer.locator("section.text").inner_text()
+    assert IF_BROKEN.strip() in text and OWN["adults"] in text and STRINGS["set_one_limb"].split("{")[0].strip() in answer.inner_text()
+    choose(page, "film.png", encoded(pattern()))
+    page.wait_for_selector("#answer .cxr[data-label=PNEUMONIA]", timeout=30_000)
+    text = page.locator("#answer .cxr").inner_text()
+    assert IF_BROKEN.strip() not in text and OWN["adults"] in text
 
 
 @here

@@ -14,7 +14,7 @@ from test_deidentify import everything_below, planted, secret
 
 from cxr_pred.clinic.api import create_app
 from cxr_pred.clinic.starting import serve
-from cxr_pred.clinic.auth import add_key, add_user, clinic_settings, disable_user
+from cxr_pred.clinic.auth import add_key, add_user, clinic_settings, disable_user, set_password
 from cxr_pred.clinic.custody import forget
 from cxr_pred.core import SetupError, reload_settings
 from cxr_pred.store import Store
@@ -131,6 +131,22 @@ def test_a_log_in_looks_with_its_cookie_and_changes_with_its_token(client, store
     assert feedback_frame(store).physician.tolist() == ["anna"], "whoever logged in gives the answer"
     disable_user(store, "anna")
     assert problem_of(client.get("/v1/worklist"), 403)["code"] == "feedback_closed", "the only account is shut"
+
+
+def test_a_copied_cookie_is_worth_nothing_after_the_log_out_or_a_new_password(client, store):
+    add_user(store, "anna", "physician", "correct horse battery"); add_user(store, "bert", "physician", "a longer passphrase")
+    enter = lambda password: client.post("/v1/login", json=dict(name="anna", password=password)).status_code
+    def looks(cookie):
+        client.cookies.clear()
+        return client.get("/v1/worklist", headers={"Cookie": f"cxr_session={cookie}"}).status_code
+    assert enter("correct horse battery") == 200
+    first = client.cookies["cxr_session"]
+    assert looks(first) == 200 and enter("correct horse battery") == 200
+    second = client.cookies["cxr_session"]
+    assert client.post("/v1/logout").status_code == 204 and (looks(second), looks(first)) == (401, 200), "this browser's log-in ends, and no other"
+    set_password(store, "anna", "battery horse correct")
+    assert looks(first) == 401 and enter("correct horse battery") == 401 and enter("battery horse correct") == 200
+    assert store.verify().broken is None
 
 
 def test_every_answer_carries_the_headers_and_no_other_site_reads_it(client):

@@ -88,6 +88,20 @@ def test_a_stage_again_gives_the_same_bytes(project):
     assert (folder / "dvc.lock").read_text() == before
 
 
+def test_no_pairs_for_validation(project):
+    folder, run = project
+    before = {f: (folder / f).read_text() for f in ("dvc.lock", "params.yaml", "runs/sample/metrics/train_llm.json")}
+    try:
+        p = yaml.safe_load(before["params.yaml"])
+        p["train_llm"]["val_pairs"] = 0
+        (folder / "params.yaml").write_text(yaml.safe_dump(p, sort_keys=False))
+        r = run("repro", "-s", "train_llm")
+        assert r.returncode == 0, r.stdout[-2000:] + r.stderr[-2000:]
+        assert json.loads((folder / "runs/sample/metrics/train_llm.json").read_text())["val_loss"] == {"before": None, "after": None}
+    finally:
+        for f, text in before.items(): (folder / f).write_text(text)
+
+
 def test_the_curves_are_in_mlflow(project):
     import mlflow
     folder, _ = project

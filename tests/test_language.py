@@ -1,5 +1,6 @@
 "Reader and language service as the two processes that they are: an explanation crosses over, and its absence is seen and counted."
-import json, os, shutil, socket, subprocess, sys, time
+import json, os, shutil, socket, subprocess, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import httpx
@@ -110,6 +111,52 @@ def test_reader_takes_the_services_answer_or_counts_the_fallback(bundle, llm, tm
         assert (r.explanation.source, r.explanation.fallback_reason) == (("llm", "") if there else ("template", "llm_unreachable"))
         assert (room.metrics.value("cxr_explanation_fallbacks_total", reason="llm_unreachable") or 0) == (0 if there else 1)
     finally: room.close(); room.store.close()
+
+
+@pytest.fixture
+def desk(bundle, monkeypatch):
+    "An opened desk in this process, with two seats and two seconds for an explanation."
+    from cxr_pred.core import reload_settings
+    from cxr_pred.language.service import Desk
+    monkeypatch.setenv("CXR_LLM_BASE", str(bundle[1])); monkeypatch.setenv("CXR_LLM_TIMEOUT_S", "2"); reload_settings()
+    d = Desk(bundle[0], waiting=1)
+    d.open()
+    yield d
+    monkeypatch.undo(); reload_settings()
+
+
+def test_who_waited_too_long_gets_the_template(desk, answered):
+    "The limit is for waiting and writing together: who asked has gone when the first text has used it up."
+    from cxr_pred.language.case import Case
+    began, go = threading.Event(), threading.Event()
+    stream = desk.writer.stream
+    def slow(*a, **k): began.set(); go.wait(30); yield from stream(*a, **k)
+    desk.writer.stream = slow
+    case = Case.model_validate(answered)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(desk.explain, case); assert began.wait(30)
+        second = pool.submit(desk.explain, case)
+        time.sleep(2); go.set()
+        first.result(60); said = second.result(60)
+    assert (said.source, said.fallback_reason) == ("template", "llm_timeout")
+    desk.writer.stream = stream
+    assert desk.explain(case).source == "llm", "the next one has its whole time again"
+    assert desk.registry.get_sample_value("cxr_llm_busy") == 0
+
+
+def test_a_seat_is_free_again_where_no_thread_can_be_started(desk, answered, monkeypatch):
+    from fastapi.testclient import TestClient
+    from cxr_pred.language import service
+    start = threading.Thread.start
+    def none(self):
+        if self.name == "write": raise RuntimeError("can't start new thread")
+        start(self)
+    with TestClient(service.create_service(desk), raise_server_exceptions=False) as client:
+        monkeypatch.setattr(threading.Thread, "start", none)
+        said = [client.post("/v1/explain", json=answered) for _ in range(4)]
+        monkeypatch.setattr(threading.Thread, "start", start)
+        assert [r.json()["code"] for r in said] == ["internal_error"] * 4, "and never busy: there are two seats"
+        assert client.post("/v1/explain", json=answered).json()["source"] == "llm" and desk.registry.get_sample_value("cxr_llm_busy") == 0
 
 
 def test_reader_goes_on_when_the_service_is_gone(bundle, answered):

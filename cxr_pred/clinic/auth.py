@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ROLES', 'NOBODY', 'ClinicSettings', 'clinic_settings', 'Who', 'allow', 'hasher', 'checked_name', 'checked_role',
-           'add_user', 'list_users', 'disable_user', 'log_in', 'add_key', 'list_keys', 'revoke_key', 'key_holder',
-           'session_secret', 'signed', 'pack', 'unpack', 'open_session', 'session_holder', 'is_shared_key', 'wrong_key',
-           'who_is', 'credentials_set', 'physician_who', 'shared_mark', 'open_key_session', 'key_session_holder',
-           'check_address']
+           'checked_password', 'add_user', 'list_users', 'account', 'disable_user', 'set_password', 'log_in', 'add_key',
+           'list_keys', 'revoke_key', 'key_holder', 'session_secret', 'signed', 'pack', 'unpack', 'password_mark',
+           'open_session', 'session_holder', 'end_session', 'is_shared_key', 'wrong_key', 'who_is', 'credentials_set',
+           'physician_who', 'shared_mark', 'open_key_session', 'key_session_holder', 'check_address']
 
 # %% ../../nbs/clinic/auth.ipynb #c002
 import base64, hashlib, hmac, ipaddress, json, re, secrets, time
@@ -22,7 +22,7 @@ from sqlalchemy import select
 from ..core import InputError, SetupError, settings
 from ..database import now
 from ..store import Store, secret_key
-from ..tables import ApiKey, User, append
+from ..tables import ApiKey, Audit, User, append
 
 # %% ../../nbs/clinic/auth.ipynb #c005
 class ClinicSettings(BaseSettings):
@@ -96,6 +96,12 @@ def checked_role(role: str) -> str:
     return role
 
 
+def checked_password(name: str, password: str) -> str:
+    "A password's hash, or `InputError` weak_password."
+    if len(password) < 10 or password.lower() in (name.lower(), "passwordpassword", "1234567890"): raise InputError("weak_password", "The password is too easy to guess.", "Take at least 10 characters; three or four words do.")
+    return hasher().hash(password[:1000])
+
+
 def add_user(
     store: Store,
     name: str,
@@ -106,9 +112,7 @@ def add_user(
 ) -> User:
     "Make an account. Raises `InputError`: bad_name, bad_role, weak_password, name_taken."
     user = User(name=checked_name(name), role=checked_role(role), subject=subject)
-    if password is not None:
-        if len(password) < 10 or password.lower() in (name.lower(), "passwordpassword", "1234567890"): raise InputError("weak_password", "The password is too easy to guess.", "Take at least 10 characters; three or four words do.")
-        user.password_hash = hasher().hash(password[:1000])
+    if password is not None: user.password_hash = checked_password(name, password)
     with store.writing() as s:
         if s.scalar(select(User.id).where(User.name == name)): raise InputError("name_taken", f"There is an account {name} already.", "Take another name.", status=409)
         s.add(user)
@@ -121,13 +125,32 @@ def list_users(store: Store) -> list[User]:
     with store.session() as s: return list(s.scalars(select(User).order_by(User.name)))
 
 
+def account(s, name: str) -> User:
+    "The account of this name, in an open session. Raises `InputError` no_such_user (404)."
+    if user := s.scalar(select(User).where(User.name == name)): return user
+    raise InputError("no_such_user", f"There is no account {name[:64]!r}.", "cxr-pred users list", status=404)
+
+
 def disable_user(store: Store, name: str, actor: str = "command line") -> None:
     "Shut an account: its open log-ins end too. Raises `InputError` no_such_user (404)."
     with store.writing() as s:
-        user = s.scalar(select(User).where(User.name == name))
-        if user is None: raise InputError("no_such_user", f"There is no account {name[:64]!r}.", "cxr-pred users list", status=404)
+        user = account(s, name)
         user.disabled_at = user.disabled_at or now()
         append(s, actor, "user.disabled", name=name)
+
+
+def set_password(
+    store: Store,
+    name: str,
+    password: str,  # at least 10 characters
+    actor: str = "command line",
+) -> None:
+    "Give an account another password: log-ins of before end, and one that was shut is open again. Raises `InputError`: weak_password, no_such_user (404)."
+    new = checked_password(name, password)
+    with store.writing() as s:
+        user = account(s, name)
+        append(s, actor, "user.password", name=name, opened=user.disabled_at is not None)
+        user.password_hash, user.disabled_at = new, None
 
 
 NOBODY = "$argon2id$v=19$m=65536,t=3,p=4$c29tZXNvbWVzYWx0c2FsdA$VTx7qm2tlTSUNmNUZxbY4y2HBw4kuGm2kn0tTo4TyDU"   # hash of nothing that anybody types
@@ -211,10 +234,15 @@ def unpack(secret: bytes, purpose: str, packed: str) -> dict | None:
     return said if said["until"] > time.time() else None
 
 
+def password_mark(secret: bytes, user: User) -> str:
+    "What a log-in remembers of the password that its account had."
+    return signed(secret, "password", user.password_hash or "")[:16]
+
+
 def open_session(store: Store, user: User) -> tuple[str, str]:
     "The cookie's value and the CSRF token of a new log-in."
     secret, bits = session_secret(store), secrets.token_hex(16)
-    return pack(secret, "session", {"user": user.id, "bits": bits, "until": time.time() + 3600 * clinic_settings().session_hours}), signed(secret, "csrf", bits)
+    return pack(secret, "session", {"user": user.id, "mark": password_mark(secret, user), "bits": bits, "until": time.time() + 3600 * clinic_settings().session_hours}), signed(secret, "csrf", bits)
 
 
 def session_holder(
@@ -222,13 +250,23 @@ def session_holder(
     cookie: str,
     csrf: str | None = None,   # the token; None: not asked for, since nothing will be changed
 ) -> Who | None:
-    "Who logged in; None for a cookie that is forged, over, or of a shut account. Raises `InputError` no_csrf (403)."
+    "Who logged in; None for a cookie that is forged, over, logged out, of a shut account or of a password before. Raises `InputError` no_csrf (403)."
     secret = session_secret(store)
     if (said := unpack(secret, "session", cookie)) is None: return None
     if csrf is not None and not hmac.compare_digest(signed(secret, "csrf", said["bits"]).encode(), csrf.encode()): raise InputError("no_csrf", "The request does not show that it comes from our own page.", "Send the token that the log-in answered as X-CSRF-Token.", status=403)
+    with store.session() as s:
+        if s.scalar(select(Audit.id).where(Audit.subject == signed(secret, "log-out", said["bits"]), Audit.action == "login.ended").limit(1)): return None
+        user = s.get(User, said["user"]) if "user" in said else None
     if "user" not in said: return key_session_holder(store, said)
-    with store.session() as s: user = s.get(User, said["user"])
-    return Who(user.role, user.name, "user") if user and user.disabled_at is None else None
+    good = user and user.disabled_at is None and hmac.compare_digest(said.get("mark", ""), password_mark(secret, user))
+    return Who(user.role, user.name, "user") if good else None
+
+
+def end_session(store: Store, cookie: str) -> None:
+    "Log out: the cookie opens nothing any more, wherever a copy of it lies. One that opens nothing already is left alone."
+    if (who := session_holder(store, cookie)) is None: return
+    secret = session_secret(store)
+    with store.writing() as s: append(s, who.actor, "login.ended", signed(secret, "log-out", unpack(secret, "session", cookie)["bits"]))
 
 # %% ../../nbs/clinic/auth.ipynb #c020
 def is_shared_key(given: str) -> bool:

@@ -21,7 +21,7 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, Field, SecretStr
 
-from .auth import Who, clinic_settings, is_shared_key, log_in, open_key_session, open_session, physician_who, who_is
+from .auth import Who, clinic_settings, end_session, is_shared_key, log_in, open_key_session, open_session, physician_who, who_is
 from .benefit import Benefit, benefit
 from .reading import PLAIN, Answer, ReadingRoom
 from .study import Report
@@ -246,8 +246,9 @@ def add_login(app: FastAPI, room: ReadingRoom, fails: Callable[..., dict]) -> No
         set_cookies(response, request, cookie, csrf)
         return Me(name=who.name, role=who.role, csrf=csrf)
 
-    @app.post("/v1/logout", status_code=204, tags=["people"], summary="Forget the log-in of this browser")
-    def logout(response: Response):
+    @app.post("/v1/logout", status_code=204, tags=["people"], responses=fails(503), summary="End the log-in of this browser")
+    def logout(request: Request, response: Response):
+        if cookie := request.cookies.get(COOKIE): end_session(room_of(request).store, cookie)
         for name in (COOKIE, CSRF): response.delete_cookie(name)
 
     people = APIRouter(route_class=AskingRoute, tags=["people"])
