@@ -44,7 +44,7 @@ def page_facts(
 
 def sentences() -> dict:
     "The reviewed sentences of `language.findings`, the first wording of each."
-    return {kind: wordings[0] for kind, wordings in findings.WORDINGS["patient"].items()} | {"none": {k: v[0] for k, v in findings.NO_LEADS.items()}, "if_broken": findings.IF_BROKEN, "flags": findings.FLAGS}
+    return {kind: wordings[0] for kind, wordings in findings.WORDINGS["patient"].items()} | {"none": {k: v[0] for k, v in findings.NO_LEADS.items()}, "flags": findings.FLAGS}
 
 # %% ../../nbs/clinic/browser.ipynb #b008
 def page_data(b: Bundle) -> dict:

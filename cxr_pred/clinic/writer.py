@@ -15,7 +15,7 @@ from .logs import ID_HEADER, request_id, sound_id
 from .study import Report
 from ..core import CxrError, SetupError, log, read_json, settings, write_json
 from ..language.case import Case, Reader
-from ..language.facts import added
+from ..language.facts import added, ahead
 from ..language.findings import Explanation, as_told, choices, finding_prompt, fits, template_explanation
 from ..language.verify import check, sentence_problems, sentences_among
 
@@ -49,7 +49,7 @@ def may_say(
 ) -> dict[str, list[tuple[str, ...]]]:
     "`choices` as a person reads them, with the sentences that are always added."
     may = choices(case, facts)
-    return may | {"summary": [tuple(as_told({"summary": s}, case)["summary"] for s in place) for place in may["summary"]], "details": [*may["details"], *((t,) for t in added(facts, case))]}
+    return may | {"summary": [tuple(as_told({"summary": s}, case)["summary"] for s in place) for place in may["summary"]], "details": [*((t,) for t in ahead(facts, case)), *may["details"], *((t,) for t in added(facts, case))]}
 
 
 def problems_of(

@@ -28,9 +28,9 @@ CLAUSES = re.compile(r"[;:()]|,? \b(?:but|however|though|although|yet|whereas|be
 OPEN = re.compile(r"\b(?:(?:can ?not|can't|could not|couldn't|does not|doesn't|do not|did not|didn't|unable to|not able to|hard to|impossible to|fails? to)(?: \w+){0,2} (?:rul\w+|exclud\w+)(?: out)?|"
                   r"not (?:yet )?(?:been )?(?:ruled out|excluded)|(?:remains?|stays?|is|are|still) (?:also )?(?:possible|an option|open)|in question|"
                   r"rather than|whether|as well be|not (?:be )?sure|not certain)\b", re.I)
-DENIES = re.compile(r"\b(?:no|not|never|none|neither|nor|without|nothing|cannot see|free (?:of|from)|absence of|absent|negative for|rules? out|ruled out|excludes?|excluded|unlikely|lacks?|isn't|aren't|wasn't|doesn't|don't|didn't|hasn't|can't see|far from|forget)\b", re.I)
+DENIES = re.compile(r"\b(?:no|not|never|none|neither|nor|without|nothing|cannot see|free (?:of|from)|absence of|absent|negative for|rules? out|ruled out|excludes?|excluded|unlikely|lacks?|\w+n't|can ?not|far from|forget)\b", re.I)
 DENIED_AFTER = re.compile(r"^(?: \w+){0,3} (?:(?:is|are|was|were|has been|have been|can be|could be|may be|looks?|seems?|appears?)(?: (?:safely|now|also|very|most|quite|most likely))? )?"
-                          r"(?:not (?:seen|there|present|found|visible|what|likely|the (?:answer|case|cause))|absent|ruled out|excluded|unlikely|does not|doesn't|isn't|is not|are not)", re.I)
+                          r"(?:not (?:seen|there|present|found|visible|what|likely|the (?:answer|case|cause))|absent|ruled out|excluded|unlikely|(?:does|is|are|has|have) not|\w+n't|can ?not)", re.I)
 NO_DENIAL = re.compile(r"\b(?:not only|no doubt|without (?:a |any )?doubt|no question|not just|not merely|no longer|does not mean|doesn't mean|not mean|no less than|not (?:a )?(?:final )?diagnosis|not ideal|not a little)\b", re.I)
 
 

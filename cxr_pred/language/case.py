@@ -65,13 +65,13 @@ BETWEEN = r"(?: (?!and\b|but\b|or\b|nor\b|no\b|not\b|without\b)[\w'-]+){0,5}"   
 SPUTUM = r"(?:sputum|phlegm|mucus|spit|saliva)"
 WORDS: dict[str, str] = {
     "cough": r"cough\w*",
-    "fever": r"fever\w*|high temperature|running a temperature|chills|shiver\w*",
-    "breathlessness": r"breathless\w*|short(?:ness)? of breath|out of breath|(?:trouble|difficult\w*|hard|struggl\w+|problems?)(?: to| with| in)?(?: breath\w*| catch\w* (?:my|his|her|their) breath)|(?:can'?t|cannot|can not|couldn'?t|could not|(?:can |could )?(?:hardly|barely)|unable to|not able to) (?:breathe|get (?:any |enough )?air|catch (?:my|his|her|their) breath)|gasp\w*|breath(?:es?|ing)(?: very| so| really| too)? (?:fast|quick\w*|rapid\w*)|(?:fast|rapid|quick) breathing",
+    "fever": r"fever\w*|high temperature|running a temperature|temperature (?:of |is |was |at )?(?:about |over |above )?(?:3[89]|4[0-2]|10[1-6])\b|chills|shiver\w*",
+    "breathlessness": r"breathless\w*|short(?:ness)? of breath|out of breath|(?:trouble|difficult\w*|hard|struggl\w+|problems?)(?: to| with| in)?(?: breath\w*| catch\w* (?:my|his|her|their) breath)|(?:can'?t|cannot|can not|couldn'?t|could not|(?:can |could )?(?:hardly|barely)|unable to|not able to) (?:breathe|get (?:any |enough )?air|catch (?:my|his|her|their) breath)|gasp\w*|breath(?:es?|ing)(?: very| so| really| too)? (?:fast|quick\w*|rapid\w*|hard|heavily)|(?:fast|rapid|quick) breathing",
     "chest pain": r"chest (?:pains?|hurts?|aches?|tightness)|pains? in (?:my |the |his |her )?chest|tight chest|chest (?:is|feels|felt|was)(?: very| so| really| all)? tight|pains? (?:in|on|at) (?:the |my )?(?:left|right)(?: hand)? side of (?:my |the |his |her )?chest|hurts (?:when|to) breath\w*",
     "coughing blood": rf"(?:cough\w*|spit\w*|spat|bring\w* up|brought up){BETWEEN} {BLOOD}|{BLOOD} (?:when|while|if)(?: i| he| she)? cough\w*|{BLOOD}{BETWEEN} {SPUTUM}|{SPUTUM}{BETWEEN} {BLOOD}|h[ae]e?moptysis",
     "night sweats": r"night sweats?|sweat\w* (?:at|in|every) (?:the )?night|wak\w+ up (?:soaked|drenched|sweat\w*)",
-    "weight loss": r"weight loss|los(?:t|ing) (?:a lot of |some |much )?(?:weight|kilos|pounds)|lighter",
-    "injury": r"injur\w*|(?:fell|fallen|(?<!last )(?<!this )fall)(?! (?:ill|sick|asleep|unwell|behind|pregnant)\b)|accident|hit|twisted|bumped|knocked|crash\w*|sports? injury",
+    "weight loss": r"weight loss|los(?:t|ing) (?:a lot of |some |much )?(?:weight|kilos|pounds)|los(?:t|ing) (?:about |over |nearly |almost )?\d+(?:[.,]\d+)? ?(?:kgs?|kilos?|kilograms?|pounds?|lbs?|stones?)\b|lighter",
+    "injury": r"injur\w*|(?:broke|broken) (?:my|his|her|their|the) (?:left |right |upper |lower )*(?:arm|elbow|forearm|wrist|hand|fingers?|thumb|shoulder|bones?)|(?:fell|fallen|(?<!last )(?<!this )fall)(?! (?:ill|sick|asleep|unwell|behind|pregnant)\b)|accident|hit|twisted|bumped|knocked|crash\w*|sports? injury",
     "swelling": r"swell\w*|swollen|puffy",
     "pain on moving": r"(?:pains?|hurts?|painful|sore|aches?)(?: \w+){0,3} (?:mov\w+|bend\w*|lift\w*|turn\w*|use|using|grip\w*)|(?:can'?t|cannot|can not) (?:move|bend|lift|turn|use|grip)",
     "deformity": r"deform\w*|crooked|bent out of shape|odd angle|wrong angle|looks bent|misshapen|(?:shoulder|arm|elbow|forearm|wrist|hand|finger|thumb) (?:is|was)(?: all| badly| quite)? bent(?! over)",
@@ -128,6 +128,6 @@ def known_symptoms(
 ) -> tuple[Symptom, ...]:
     "The listed symptoms that a text names and does not deny, in the list's order."
     plain = re.sub(r"\s*[/|]\s*", " or ", re.sub(r"(?<=\w)-(?=\w)", " ", unicodedata.normalize("NFKC", text[:MOST_TYPED]).casefold().replace("\u2019", "'")))
-    clauses = re.split(r"[.;:!?\n()]| -+ |[\u2013\u2014]|\b(?:but|and then|however|although)\b", re.sub(r"[ \t]+", " ", plain))
+    clauses = re.split(r"(?<!\d)\.|\.(?!\d)|[;:!?\n()]| -+ |[\u2013\u2014]|\b(?:but|and then|however|although)\b", re.sub(r"[ \t]+", " ", plain))
     said = set().union(*map(named_in, clauses))
     return tuple(name for name in get_args(Symptom) if name in said)

@@ -46,8 +46,9 @@ export function explain({ status, reason_code, finding }, { facts, said }) {
   const urgency = highest([entry.urgency, floor, ...(ok ? held : held.length ? [lowest(held)] : [])]);
   const open = !ok && held.length && finding.prediction_set.every(l => l.startsWith('FRACTURE')) ? finding.prediction_set : [];
   const notes = ok ? finding.quality_flags.map(f => facts.film_notes?.[f]).filter(Boolean) : [];
-  const lead = !ok ? said.none[status] : fill(finding.label === 'NORMAL' ? said.normal : said.lead, { name: article(entry.name), word: confidenceWord(finding.probability) });
-  const summary = ok && finding.label.startsWith('FRACTURE') ? said.if_broken + lead[0].toLowerCase() + lead.slice(1) : lead;   // it knows no unbroken limb
+  const lead = ok && (finding.label === 'NORMAL' ? said.normal : finding.label.startsWith('FRACTURE') ? said.lead_limb : said.lead);   // it knows no unbroken limb
+  const summary = !ok ? said.none[status] : fill(lead, { name: article(entry.name), word: confidenceWord(finding.probability) });
+  const limits = texts(entry, 'limits'), first = ok && finding.label === 'NORMAL';   // nobody reads on after good news
   const told = ok ? [...others(finding, facts, said), ...texts(entry, 'what_it_is', 'feels_like'), ...details(finding, facts, said), said.closing] : texts(entry, 'what_it_is');
-  return { summary, details: [...told, ...texts(entry, 'caveat'), ...notes, ...texts(entry, 'limits'), ...texts(entry, 'doctor_may_check')].join(' '), next_steps: [firstStep(entry, urgency, floor, finding, facts, open), ...texts(entry, 'next_steps').slice(1), ...texts(entry, 'urgent_signs')], urgency };
+  return { summary, details: [...(first ? limits : []), ...told, ...texts(entry, 'caveat'), ...notes, ...(first ? [] : limits), ...texts(entry, 'doctor_may_check')].join(' '), next_steps: [firstStep(entry, urgency, floor, finding, facts, open), ...texts(entry, 'next_steps').slice(1), ...texts(entry, 'urgent_signs')], urgency };
 }

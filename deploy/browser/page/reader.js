@@ -107,9 +107,15 @@ const hotPart = heat => { const most = Math.max(...heat); return Array.from(heat
 // a hot part that covers more than the share `most` of the film is no place
 export const isSpread = (heat, most) => hotPart(heat).filter(Boolean).length / heat.length > most;
 
+// the strongest patch of a chest in the middle quarter, where spine and heart are, or in the lowest eighth, below the lungs
+function besideLungs(heat, side) {
+  const at = heat.indexOf(Math.max(...heat)), x = at % side, y = Math.floor(at / side);
+  return Math.abs(x + 0.5 - side / 2) < side / 8 || y + 0.5 > side * 7 / 8;
+}
+
 export function zones(heat, side, chest, label, most) {
   const hot = hotPart(heat);
-  if (label === 'NORMAL' || !hot.includes(true) || isSpread(heat, most)) return [];
+  if (label === 'NORMAL' || !hot.includes(true) || isSpread(heat, most) || chest && besideLungs(heat, side)) return [];
   const sum = ([top, bottom], [left, right]) => { let s = 0; for (let y = top; y < bottom; y++) for (let x = left; x < right; x++) s += hot[y * side + x] ? heat[y * side + x] : 0; return s; };
   const heights = ['upper', 'middle', 'lower'], rows = split(side, 3), columns = split(side, 2);
   const cells = heights.flatMap((height, r) => chest ? ['right', 'left'].map((s, c) => [`${s} ${height} zone`, sum(rows[r], columns[c])]) : [[`${height} third of the film`, sum(rows[r], [0, side])]]);
