@@ -174,6 +174,9 @@ def predict(
     bundle: Path = BUNDLE,
 ):
     "Name the class of each film and explain it, or say that it can't be told; exit status 2 if any file failed."
+    outputs = [Path(os.path.realpath(p)) for p in (heatmap, html, fhir, sr, pdf) if p]
+    if {*outputs} & {Path(os.path.realpath(p)) for p in paths}: raise typer.BadParameter("An output has the name of the film itself, which would be lost.")
+    if len({*outputs}) < len(outputs): raise typer.BadParameter("Two outputs have the same name.")
     if len(paths) > 1 and (heatmap or html or fhir or sr or pdf or complaint or age is not None): raise typer.BadParameter("--heatmap, --html, --fhir, --sr, --pdf, --age and --complaint take one film.")
     with plainly():
         classifier, explained = open_reader(bundle, explain)
@@ -205,7 +208,7 @@ def batch(
     if n["error"]: raise typer.Exit(2)
 
 # %% ../nbs/04_cli.ipynb #c019
-HOST, PORT = typer.Option("127.0.0.1", help="address to listen on; the loopback is reached from this machine only"), typer.Option(8000, help="0: any that is free")
+HOST, PORT = typer.Option("127.0.0.1", help="address to listen on; the loopback is reached from this machine only"), typer.Option(8000, min=0, max=65535, help="0: any that is free")
 
 
 ECS = typer.Option(False, "--ecs", help="write the log as JSON lines in Elastic's common schema")
@@ -218,7 +221,7 @@ def log_as(ecs: bool, service: str) -> None:
 
 
 @cli.command()
-def serve(host: str = HOST, port: int = PORT, ui: bool = typer.Option(True, "--ui/--no-ui", help="with the page at /"), dicom_port: int = typer.Option(None, help="listen for DICOM (C-STORE, C-ECHO) too; 0: any that is free; CXR_DICOM_* say the rest"), ecs: bool = ECS,
+def serve(host: str = HOST, port: int = PORT, ui: bool = typer.Option(True, "--ui/--no-ui", help="with the page at /"), dicom_port: int = typer.Option(None, min=0, max=65535, help="listen for DICOM (C-STORE, C-ECHO) too; 0: any that is free; CXR_DICOM_* say the rest"), ecs: bool = ECS,
           model: str = typer.Option("", help="small (accurate), edge (quick), or both: the quick one first, the accurate one where that is not sure; as the bundle was calibrated if not given"), workers: int = typer.Option(0, min=0, help="films read at once, each with a decoding process; 0: CXR_WORKERS, else as many as cores")):
     "Serve REST and the page; explanations come from CXR_LLM_URL, or from reviewed sentences."
     with plainly():
@@ -237,7 +240,7 @@ def end_with_parent() -> None:
 
 
 @cli.command()
-def llm_serve(host: str = HOST, port: int = typer.Option(8001), bundle: Path = BUNDLE, engine: str = typer.Option("auto", help="Who runs the model: graph (ONNX Runtime, on the CPU), litgpt, nf4 (LitGPT with the base in four bits), or auto: nf4 for a base of more than 3 GB, else litgpt on a GPU and graph without one."), with_parent: bool = typer.Option(False, hidden=True), ecs: bool = ECS):
+def llm_serve(host: str = HOST, port: int = typer.Option(8001, min=0, max=65535), bundle: Path = BUNDLE, engine: str = typer.Option("auto", help="Who runs the model: graph (ONNX Runtime, on the CPU), litgpt, nf4 (LitGPT with the base in four bits), or auto: nf4 for a base of more than 3 GB, else litgpt on a GPU and graph without one."), with_parent: bool = typer.Option(False, hidden=True), ecs: bool = ECS):
     "Serve the language model, which explains findings."
     if with_parent: end_with_parent()
     with plainly():
@@ -293,7 +296,7 @@ def link_data(folder: Path = typer.Argument(help="a folder that holds one or mor
 
 
 @cli.command()
-def data_page(profile: str = typer.Option("sample", help="sample or clinical"), host: str = HOST, port: int = typer.Option(8001, help="0: any that is free")):
+def data_page(profile: str = typer.Option("sample", help="sample or clinical"), host: str = HOST, port: int = typer.Option(8001, min=0, max=65535, help="0: any that is free")):
     "Show a run's data in the browser: counts, films drawn by chance, what was not kept and why, the terms."
     with plainly():
         from cxr_pred.data.gallery import serve_page
@@ -454,7 +457,7 @@ def drift(
 
 
 @cli.command()
-def watch(host: str = HOST, port: int = typer.Option(9109, help="0: any that is free"), every: float = typer.Option(3600, min=1, help="seconds between two looks"),
+def watch(host: str = HOST, port: int = typer.Option(9109, min=0, max=65535, help="0: any that is free"), every: float = typer.Option(3600, min=1, help="seconds between two looks"),
           reference: Path = REFERENCE, bundle: Path = BUNDLE, read_again: bool = READ_AGAIN, ecs: bool = ECS):
     "Measure drift, accuracy and what became of the films again and again, and serve it to Prometheus at /metrics; of the versions that a rollout has in use, where there is one and --bundle names none."
     with plainly():
@@ -702,7 +705,7 @@ def rollout_rollback(to: str = typer.Option(None, help="an earlier version's nam
 
 
 @rollouts.command("watch")
-def rollout_watch(host: str = HOST, port: int = typer.Option(9110, help="0: any that is free"), ecs: bool = ECS):
+def rollout_watch(host: str = HOST, port: int = typer.Option(9110, min=0, max=65535, help="0: any that is free"), ecs: bool = ECS):
     "Look every few seconds, go on or back by the limits of deploy/rollout.yaml, and serve the state to Prometheus at /metrics."
     log_as(ecs, "cxr-rollout")
     with steering() as r:
@@ -718,7 +721,7 @@ def rollout_watch(host: str = HOST, port: int = typer.Option(9110, help="0: any 
 
 
 @rollouts.command("serve")
-def rollout_serve(server: str = typer.Argument(help="stable or canary"), port: int = typer.Option(..., min=1, help="where HAProxy looks for it"), host: str = HOST, ui: bool = typer.Option(False, "--ui/--no-ui", help="with the page at /"), first: Path = typer.Option(None, help="folder of the bundle that is served where nothing was served before"), ecs: bool = ECS):
+def rollout_serve(server: str = typer.Argument(help="stable or canary"), port: int = typer.Option(..., min=1, max=65535, help="where HAProxy looks for it"), host: str = HOST, ui: bool = typer.Option(False, "--ui/--no-ui", help="with the page at /"), first: Path = typer.Option(None, help="folder of the bundle that is served where nothing was served before"), ecs: bool = ECS):
     "Keep a reader running behind one of HAProxy's servers, with the bundle that the rollout asks for."
     with plainly():
         log_as(ecs, "cxr-slot")

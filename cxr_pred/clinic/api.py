@@ -73,6 +73,7 @@ def public(error: Exception) -> JSONResponse:
     if isinstance(error, InputError): return problem(error.status, error.code, error.message, error.hint)
     if isinstance(error, SQLAlchemyError) or getattr(error, "code", "") == "store_unavailable": return problem(503, "store_unavailable", "The record cannot be reached, so there is no answer.", "Ask again in a moment.", headers={"Retry-After": "5"})
     if isinstance(error, SetupError) and error.code in ("no_fhir", "no_highdicom"): return problem(501, error.code, "This part of the service is not installed here.", error.hint)
+    if isinstance(error, SetupError) and error.code == "no_oidc": return problem(501, error.code, error.message, "Log in with a password or a key, or tell who runs it.")
     if isinstance(error, SetupError): return problem(503, error.code, "The service cannot read films at the moment.", "Ask again in a moment, or tell who runs it.", headers={"Retry-After": "5"})
     return problem(500, "internal_error", "Something went wrong inside the service.", "Ask again; if it stays, tell who runs it.")
 
@@ -202,7 +203,7 @@ def fails(*statuses: int) -> dict: return {s: CAN_FAIL[s] for s in (*statuses, *
 
 def add_reading(app: FastAPI, room: ReadingRoom, lanes: Lanes) -> None:
     "Add the addresses that read films and give back what was read."
-    senders = APIRouter(route_class=FilmRoute, tags=["films"])
+    senders, fields = APIRouter(route_class=FilmRoute, tags=["films"]), {"file", "age", "sex", "symptoms", "complaint", "patient_ref"}
 
     @senders.post("/v1/predict", response_model=Report, responses=fails(401, 403, 413, 415, 422, 429, 503), summary="Read one film")
     async def predict(request: Request, response: Response, file: Annotated[UploadFile, File(description="PNG, JPEG, TIFF or DICOM")],
@@ -212,6 +213,8 @@ def add_reading(app: FastAPI, room: ReadingRoom, lanes: Lanes) -> None:
                       explain: bool = True, idempotency_key: IdempotencyKey = None):
         "The finding at once. The explanation comes with it, or is `pending` where a language model writes it."
         response.headers.update(PRIVATE)
+        sent = [name for name, _ in (await request.form()).multi_items() if name != "symptoms"]
+        if not {*sent} <= fields or len({*sent}) < len(sent): raise InputError("unknown_field", "The request holds a form field that is not known here, or one twice: an age or a symptom would be lost.", f"Send each once, symptoms as often as there are: {', '.join(sorted({*fields, 'symptoms'}))}.")
         with lanes.place(): return await lanes.read(room.predict, await file.read(), Patient(age=age, sex=sex, symptoms=symptoms).with_words(complaint), patient_ref, explain, request.state.who, idempotency_key)
     app.include_router(senders)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BATCH_SCHEMA', 'PASSING', 'GROUP', 'failed_row', 'batch_row', 'hidden', 'films_below', 'films_in', 'Unfinished',
-           'in_order', 'read_batch', 'failures']
+           'in_order', 'pq_begins', 'read_batch', 'failures']
 
 # %% ../../nbs/clinic/batch.ipynb #c002
 import errno, fcntl, os, threading
@@ -158,6 +158,11 @@ def in_order(
     while begun: yield begun.popleft().result()
 
 
+def pq_begins(path: Path) -> bool:
+    "Whether a file begins as Parquet does."
+    with open(path, "rb") as f: return f.read(4) == b"PAR1"
+
+
 def read_batch(
     path: Path,                  # a folder or a zip
     out: Path,                   # Parquet, written over
@@ -165,9 +170,10 @@ def read_batch(
     workers: int = 0,            # films read at once; 0: as many as cores
     fresh: bool = False,         # read everything, whatever an unfinished run has left
 ) -> tuple[Counter, int]:        # rows by status; how many of them an unfinished run had read
-    "Read every film and write the table of BATCH_SCHEMA. Raises `InputError` not_a_folder, `SetupError`: run_in_progress, and those of a bundle that cannot be opened; `OSError` before anything is read where the table cannot be written."
+    "Read every film and write the table of BATCH_SCHEMA. Raises `InputError`: not_a_folder, no_table (409), `SetupError`: run_in_progress, and those of a bundle that cannot be opened; `OSError` before anything is read where the table cannot be written."
     out, workers = Path(out), workers or os.cpu_count() or 2
     draft, part = (out.with_name(out.name + end) for end in (".draft", ".part"))
+    if out.is_file() and out.stat().st_size and not pq_begins(out): raise InputError("no_table", f"{out} is there already, and is no table.", "Give the table another name: what stands there would be lost.", status=409)
     raw, films = films_in(path, (out, draft, part))
     classifier = Classifier(bundle, threads=1)
     out.parent.mkdir(parents=True, exist_ok=True)
