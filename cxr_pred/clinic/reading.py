@@ -158,6 +158,7 @@ class ReadingRoom:
         self.waiting, self.own = queue.SimpleQueue(), {}   # ids of studies to be explained, which the store knows too; of each the id of the request that asked, and since when it waits
         self.opened, self.closed, self.problem = threading.Event(), threading.Event(), None
         self.safe = None   # seals originals, where they are kept
+        self.when_closed: list[Callable[[str], None]] = []   # told the id of a study that an answer left closed
         self.metrics.explanations_waiting.set_function(self.waiting.qsize)
         self.explainer = threading.Thread(target=self._write_waiting, name="explain", daemon=True)
 
@@ -357,6 +358,7 @@ class ReadingRoom:
         "Record a physician's answer and move the study. Raises `InputError`: no_such_study (404), contradiction, no_physician (422), those of `worklist.next_state` (409)."
         report = self.report(answer.study_id)
         row = answer.by(who).judged(str(report.finding.label) if report.status == "ok" else None, kind)
-        kept, _ = keep_answer(self.store, row, who.actor if who.name else None, self.once(kind, who, key, answer.model_dump_json()))
+        kept, state = keep_answer(self.store, row, who.actor if who.name else None, self.once(kind, who, key, answer.model_dump_json()))
         if kept is row: self.metrics.feedback.labels(str(kept.agrees).lower() if report.status == "ok" else "left open").inc()
+        for tell in self.when_closed if state == "closed" else (): tell(answer.study_id)
         return kept
