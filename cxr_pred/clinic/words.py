@@ -114,7 +114,7 @@ ENGLISH = {
         "many": "{n} physicians read it, the last on {date} (UTC).",
         "revised": "It had been settled otherwise before.",
         "program": "The program's answer",
-        "note": "This was written about the program's answer, before a physician had read the film. It does not hold for what the physician saw: ask what does.",
+        "note": "This was written about the program's answer, before a physician had read the film. It need not hold for what the physician saw: ask the physician what does.",
     },
     "sheet": {
         "link": "Take along to your doctor (PDF)",
