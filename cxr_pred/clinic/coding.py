@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCT', 'DCM', 'UCUM', 'OURS', 'SYSTEMS', 'PS316', 'FRACTURE', 'CLASSES', 'SITES', 'SEVERITY', 'GRADES', 'CERTAINTY',
-           'FINDING', 'COMMENT', 'PERCENT', 'PLAIN_FILM', 'SIDES', 'HEIGHTS', 'IN_SET', 'PLACE', 'ANSWER', 'Coded',
-           'sctid_adds_up', 'own_code', 'class_code', 'site_code', 'zone_codes', 'place_code']
+           'FINDING', 'COMMENT', 'PERCENT', 'PLAIN_FILM', 'SIDES', 'HEIGHTS', 'IN_SET', 'PLACE', 'ANSWER', 'READING',
+           'Coded', 'sctid_adds_up', 'own_code', 'class_code', 'site_code', 'zone_codes', 'place_code']
 
 # %% ../../nbs/clinic/coding.ipynb #c002
 from dataclasses import dataclass
@@ -97,7 +97,7 @@ SIDES = {"right": Coded("24028007", SCT, "Right", f"{PS316} CID 244"), "left": C
 HEIGHTS = {"upper": Coded("281392002", SCT, "Upper zone of lung", f"{PS316} CID 6171"),
            "middle": Coded("281393007", SCT, "Middle zone of lung", f"{PS316} CID 6171"),
            "lower": Coded("281394001", SCT, "Lower zone of lung", f"{PS316} CID 6171")}
-IN_SET, PLACE, ANSWER = Coded("SET", OURS, "Class in the prediction set"), Coded("PLACE", OURS, "Place on the film that speaks for the finding"), Coded("ANSWER", OURS, "Answer of the reader")
+IN_SET, PLACE, ANSWER, READING = Coded("SET", OURS, "Class in the prediction set"), Coded("PLACE", OURS, "Place on the film that speaks for the finding"), Coded("ANSWER", OURS, "Answer of the reader"), Coded("READING", OURS, "Reading of a physician")
 
 
 def zone_codes(

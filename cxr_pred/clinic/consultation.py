@@ -14,7 +14,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 from PIL import Image
 
-from .report import bars, headline, patient_line, picture_png, place_words, set_sentence
+from .report import bars, headline, patient_line, picture_png, place_words, set_sentence, settled_line, settled_when
 from .study import Report
 from .words import STRINGS as S
 from .words import confidence_line, flag_words
@@ -25,10 +25,11 @@ from ..vision.classify import heat_overlay
 # %% ../../nbs/clinic/consultation.ipynb #16b81c03
 def questions(report: Report) -> list[str]:
     "What the patient can ask, in order."
-    ask, label = S["ask"], str(report.finding.label) if report.status == "ok" and report.finding else "none"
-    own = ask["fracture" if label.startswith("FRACTURE") else label]
+    ask, read = S["ask"], report.settled
+    label = str(read.label) if read else str(report.finding.label) if report.status == "ok" and report.finding else "none"
+    own = [*([] if read else ask["fracture_unread"]), *ask["fracture"]] if label.startswith("FRACTURE") else ask[label]
     told = [ask["symptoms"].format(symptoms=", ".join(report.patient.symptoms))] if report.patient.symptoms else []
-    return [*(ask["first"] if label != "none" else []), *own, *told, *ask["last"]]
+    return [*(ask["first"] if label != "none" and not read else []), *own, *told, *ask["last"]]
 
 # %% ../../nbs/clinic/consultation.ipynb #20fbf399
 def plain(text: str) -> str:
@@ -91,13 +92,15 @@ def story(
     items = lambda texts: [P(t, "item", bulletText="\u2022") for t in texts]
     part = lambda name, *pieces: [KeepTogether([P(name, "head"), *pieces])]
     sure = [P(confidence_line(f)), *bar_table(bars(f)[:4], st["soft"]), P(set_sentence(f), "soft")] if report.status == "ok" else []
+    fallen = [P(S["settled"]["note"], "warn")] if report.overruled else []   # what was written about an answer that does not stand
     about = [P(f"{S['zones']}: {place_words(report)}. {S['severity']}: {S['severities'][f.severity]}.", "soft")] if report.status == "ok" else []
     return [P(s["title"], "title"), P(s["lead"].format(date=f"{at:%Y-%m-%d %H:%M}") if at else s["lead_undated"], "lead"), P(S["disclaimer"], "warn"),
+            *(part(s["read"], P(settled_line(report), "answer"), P(settled_when(report), "soft")) if report.settled else []),
             *part(s["showed"], P(headline(report), "answer"), *([] if e or report.status == "ok" else [P(S["reason"][report.reason_code])]), *sure),
             Spacer(1, 6), *pictures(report, film, heat, st["soft"]), *about, *(P(flag_words(q), "soft") for q in (f.quality_flags if f else [])),
             *part(s["told"], P(patient_line(report.patient) or s["told_nothing"])),
-            *(part(S["explanation"], *(P(t) for t in (e.summary, e.details) if t), P(S["source"][e.source], "soft")) if e else []),
-            *(part(S["next_steps"], *([P(S["urgency"][e.urgency], "hurry")] if report.status == "ok" or e.urgency != "routine" else []), *items(e.next_steps)) if e and e.next_steps else []),
+            *(part(S["explanation"], *fallen, *(P(t) for t in (e.summary, e.details) if t), P(S["source"][e.source], "soft")) if e else []),
+            *(part(S["next_steps"], *fallen, *([P(S["urgency"][e.urgency], "hurry")] if report.status == "ok" and not report.overruled or e.urgency != "routine" else []), *items(e.next_steps)) if e and e.next_steps else []),
             *part(s["ask"], *items(questions(report))),
             *part(s["notes"], *(x for _ in range(3) for x in (Spacer(1, 17), HRFlowable(width="100%", thickness=0.4, color="#b9c7cf")))),
             Spacer(1, 10), P(f"{S['study']} {report.study_id}. {S['model']} {f.model_version if f else report.bundle_hash[:12]}.", "soft")]

@@ -25,6 +25,7 @@ from .logs import request_id, traced
 from .origin import IDENTITY, origin_of
 from .reading import ReadingRoom
 from .structured import heatmap_file, sr_file
+from .study import Settled
 from ..core import CxrError, SetupError, log
 from ..store import UTC, Base, now
 
@@ -200,6 +201,7 @@ class Outbox:
         quiet()
         self.room, self.peer, self.ae_title, self.again_s, self.most_s, self.lease_s, self.most_named = room, peer, ae_title, again_s, most_s, lease_s, most_named
         self.fresh, self.closed, self.thread = queue.SimpleQueue(), threading.Event(), None   # fresh: (study id, identity)
+        room.when_closed.append(self.again)
         self.asked = {}   # of a result that is unsent the id of the request that brought its film
         registry = room.metrics.registry
         self.results = Counter("cxr_dicom_results", "Tries to send a result", ["outcome"], registry=registry)   # delivered, peer_away, peer_refused, ...
@@ -216,6 +218,13 @@ class Outbox:
         self.asked[study_id] = request_id.get()
         if len(self.asked) > self.most_named: self.asked.pop(list(self.asked)[0], None)   # the oldest: another reader sent it, or it was forgotten
         if self.fresh.qsize() < self.most_named: self.fresh.put((study_id, identity))
+
+    def again(self, study_id: str) -> None:
+        "Make a result due once more, since physicians have settled its study; nothing where the film did not come from the archive."
+        if not self.peer: return
+        try:
+            with self.room.store.writing() as s: s.execute(update(DicomResult).where(DicomResult.study_id == study_id).values(next_at=now(), delivered_at=None))
+        except SQLAlchemyError as e: log.warning("a settled result cannot be put into the queue: %s", type(e).__name__)   # the answer is kept, and its physician told so
 
     def waiting(self) -> float:
         "How many results the peer does not have yet; NaN where the database can't be asked."
@@ -258,7 +267,7 @@ class Outbox:
 
     def send(self, study_id: str, identity: dict[str, str] | None) -> bool:
         "Try once; whether the peer has it now."
-        try: self.deliver(study_id, identity)
+        try: sent = self.room.report(study_id).settled; self.deliver(study_id, identity)
         except Exception as e:
             code = e.code if isinstance(e, CxrError) else "internal_error"
             if code == "internal_error": log.error("a result could not be sent: %s", said_safely(e))
@@ -266,15 +275,16 @@ class Outbox:
             self._record(study_id, code)
             self.results.labels(code).inc()
             return False
-        self._record(study_id, None)
+        self._record(study_id, None, sent)
         self.results.labels("delivered").inc()
         return True
 
-    def _record(self, study_id: str, error: str | None) -> None:
+    def _record(self, study_id: str, error: str | None, sent: Settled | None = None) -> None:
         with self.room.store.writing() as s:
-            if row := s.get(DicomResult, study_id):
+            if row := s.get(DicomResult, study_id, with_for_update=True):   # `again` waits for it
                 row.attempts, row.error = row.attempts + 1, error
-                if error is None: row.delivered_at = now()
+                if error is None and self.room.report(study_id).settled != sent: row.next_at = now()   # settled while it was on its way
+                elif error is None: row.delivered_at = now()
                 else: row.next_at = now() + timedelta(seconds=min(self.most_s, self.again_s * 2 ** min(row.attempts - 1, 20)) * random.uniform(0.8, 1.2))
 
     def deliver(self, study_id: str, identity: dict[str, str] | None) -> None:

@@ -22,8 +22,9 @@ from .auth import Who
 from .logs import event_line, request_id, traced
 from .originals import safe_of_settings
 from .report import html_report, picture_png
+from .settled import settled
 from .starting import noise, threads_of, warmed
-from .study import Patient, Report, decided, read_study
+from .study import Patient, Report, Settled, decided, read_study
 from .worklist import keep_answer
 from .writer import explanation_for, language_client
 from ..core import CxrError, InputError, SetupError, log, settings
@@ -89,11 +90,14 @@ def study_row(
                  **({"signals": kept} if kept else {}))
 
 
-def report_of(row: Study) -> Report:
-    "The report that a row keeps."
+def report_of(
+    row: Study,
+    settled: Settled | None = None,   # by physicians
+) -> Report:
+    "The report that a row keeps, with what physicians settled."
     heat = heat_of(row)
     return Report(study_id=row.id, status=row.status, reason_code=row.reason_code, finding=row.finding, spread=heat is not None and points_nowhere(heat), explanation=row.explanation, explanation_status=row.explanation_status,
-                  bundle_hash=row.bundle_hash, timings=row.timings, patient=Patient(age=row.age, sex=row.sex, view=row.view, symptoms=row.symptoms))
+                  bundle_hash=row.bundle_hash, timings=row.timings, patient=Patient(age=row.age, sex=row.sex, view=row.view, symptoms=row.symptoms), settled=settled)
 
 
 def heat_of(row: Study) -> np.ndarray | None:
@@ -154,6 +158,7 @@ class ReadingRoom:
         self.waiting, self.own = queue.SimpleQueue(), {}   # ids of studies to be explained, which the store knows too; of each the id of the request that asked, and since when it waits
         self.opened, self.closed, self.problem = threading.Event(), threading.Event(), None
         self.safe = None   # seals originals, where they are kept
+        self.when_closed: list[Callable[[str], None]] = []   # told the id of a study that an answer left closed
         self.metrics.explanations_waiting.set_function(self.waiting.qsize)
         self.explainer = threading.Thread(target=self._write_waiting, name="explain", daemon=True)
 
@@ -319,9 +324,10 @@ class ReadingRoom:
         finally: self.heard.pop(study_id, None)   # not before it is kept: who listens would be told that it is void
 
     def report(self, study_id: str) -> Report:
-        "The report of a study. Raises `InputError` no_such_study (404)."
+        "The report of a study, with what physicians settled once it is closed. Raises `InputError` no_such_study (404)."
         self.check(wait_s=20)
-        return report_of(self.store.study(study_id))
+        row = self.store.study(study_id)
+        return report_of(row, settled(self.store, row))
 
     def pictures(self, study_id: str) -> tuple[Film, np.ndarray | None]:
         "The kept film and its (16, 16) heatmap, None where there is none. Raises `InputError` no_such_study (404)."
@@ -352,6 +358,7 @@ class ReadingRoom:
         "Record a physician's answer and move the study. Raises `InputError`: no_such_study (404), contradiction, no_physician (422), those of `worklist.next_state` (409)."
         report = self.report(answer.study_id)
         row = answer.by(who).judged(str(report.finding.label) if report.status == "ok" else None, kind)
-        kept, _ = keep_answer(self.store, row, who.actor if who.name else None, self.once(kind, who, key, answer.model_dump_json()))
+        kept, state = keep_answer(self.store, row, who.actor if who.name else None, self.once(kind, who, key, answer.model_dump_json()))
         if kept is row: self.metrics.feedback.labels(str(kept.agrees).lower() if report.status == "ok" else "left open").inc()
+        for tell in self.when_closed if state == "closed" else (): tell(answer.study_id)
         return kept
