@@ -23,10 +23,12 @@ def text_of(outputs: list[dict]) -> str:
 
 
 def pictures_of(outputs: list[dict]) -> list:
-    "The pictures among the outputs, as pixels."
+    "The pictures among the outputs, those inside a page too, as pixels."
     import numpy as np
     from PIL import Image
-    return [np.asarray(Image.open(io.BytesIO(base64.b64decode("".join(o["data"]["image/png"]))))) for o in outputs if "image/png" in o.get("data", {})]
+    data = [o["data"] for o in outputs if "data" in o]
+    coded = ["".join(d["image/png"]) for d in data if "image/png" in d] + [p for d in data for p in re.findall(r"data:image/(?:png|jpeg|webp);base64,([\w+/=]+)", "".join(d.get("text/html", "")))]
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(p)))) for p in coded]
 
 
 def same_pictures(a: list, b: list) -> bool:
