@@ -73,7 +73,7 @@ lab: setup
 simulate: setup
 	@$(ENV) cxr-pred simulate --films 360 --seconds 180 --pattern day --wrong 0.1 --drift scanner --drift-from 0.6
 
-# long: 20,000 uploads took 70 minutes on two cores (metrics/bench/month.json); build/month must not be there
+# long: 20,000 uploads took 49 minutes on two cores (metrics/bench/month.json); build/month must not be there
 month: setup
 	@$(ENV) cxr-pred month --uploads $(or $(UPLOADS),20000) --profile $(PROFILE)
 
