@@ -12,7 +12,7 @@ STAMP := .venv/.set-up
 IS_3_11 := import sys; sys.exit(sys.version_info[:2] != (3, 11))
 PIPELINE := $(if $(filter sample,$(PROFILE)),dvc.yaml,profiles/$(PROFILE)/dvc.yaml)
 
-.PHONY: help setup run test tools test-all app lab release release-words browser readme test-deps deploy-checks airflow-checks deploy-locks ci simulate month space lock docs stack
+.PHONY: help setup run test tools test-all app lab release release-words browser readme outputs test-deps deploy-checks airflow-checks deploy-locks ci simulate month space lock docs stack
 
 help:
 	@echo "make run        set up, run the pipeline, explain one film (PROFILE=sample, or PROFILE=clinical DATA=folder)"
@@ -30,6 +30,7 @@ help:
 	@echo "make space      a folder for a Hugging Face Space with the page: build/space (BUNDLE=folder for another bundle)"
 	@echo "make docs       every notebook and guide as a page, in reading order: build/site/index.html"
 	@echo "make readme     write README.md from nbs/index.ipynb"
+	@echo "make outputs    which cells of NOTEBOOKS= say something else than what is stored (STORE=1: store it)"
 	@echo "make test-deps  what the full test can use beside: chromium, promtool, amtool, haproxy, dcmtk, dicom3tools, Orthanc, rsyslog and nftables from Debian, deploy-checks, and ONNX Runtime Web where npm is"
 	@echo "make deploy-checks  .venv-deploy: the tools that check deploy/ and .github/workflows/ (npm for the schemas of Argo Rollouts and its like)"
 	@echo "make airflow-checks  .venv-airflow: Airflow, in which the schedules of deploy/airflow are tried"
@@ -73,7 +74,7 @@ lab: setup
 simulate: setup
 	@$(ENV) cxr-pred simulate --films 360 --seconds 180 --pattern day --wrong 0.1 --drift scanner --drift-from 0.6
 
-# long: 20,000 uploads took 70 minutes on two cores (metrics/bench/month.json); build/month must not be there
+# long: 20,000 uploads took 49 minutes on two cores (metrics/bench/month.json); build/month must not be there
 month: setup
 	@$(ENV) cxr-pred month --uploads $(or $(UPLOADS),20000) --profile $(PROFILE)
 
@@ -145,3 +146,8 @@ deploy-locks: setup
 # README.md is nbs/index.ipynb
 readme:
 	@$(ENV) jupyter nbconvert --log-level=ERROR --to markdown --stdout nbs/index.ipynb | sed 's#](\.\./#](#g' > $(or $(OUT),README.md)
+
+# NOTEBOOKS="nbs/00_core.ipynb nbs/ops/compare.ipynb:7": a cell by its number, from 0
+outputs: setup
+	@test -n "$(NOTEBOOKS)" || { echo "Which? make outputs NOTEBOOKS=\"nbs/00_core.ipynb nbs/ops/compare.ipynb:7\""; exit 2; }
+	@$(ENV) python deploy/ci/outputs.py $(if $(STORE),--store) $(NOTEBOOKS)

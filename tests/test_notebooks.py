@@ -1,4 +1,7 @@
 "Every library notebook runs from top to bottom, each in a process of its own; the exported modules are what the notebooks say."
+import importlib.util
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -58,3 +61,37 @@ def test_run_all_in_jupyter_goes_past_the_commands():
             if cell["cell_type"] == "code" and 'if __name__ == "__main__"' in source:
                 exec(source, {"__name__": "__main__", "sys": sys, "os": os, "main": entered}); doors += 1
     assert doors > 5
+
+
+slow = pytest.mark.skipif(not os.environ.get("CXR_SLOW"), reason="slow: make test-all runs it")
+spec = importlib.util.spec_from_file_location("outputs", ROOT / "deploy/ci/outputs.py")
+outputs = importlib.util.module_from_spec(spec); spec.loader.exec_module(outputs)
+
+
+def notebook(path: Path, *cells: tuple[str, str]) -> Path:
+    "A notebook of code cells, each with what is stored of its stdout."
+    from nbformat.v4 import new_code_cell, new_notebook
+    out = lambda text: [{"output_type": "stream", "name": "stdout", "text": text.splitlines(True)}] if text else []
+    path.write_text(json.dumps(new_notebook(cells=[new_code_cell(source, outputs=out(text)) for source, text in cells])))
+    return path
+
+
+def test_stored_outputs_are_compared_and_stored(tmp_path, capsys):
+    path = notebook(tmp_path / "a.ipynb", ("print('same, in 0.31 s')", "same, in 5.2 s\n"), ("import sys; print('warned', file=sys.stderr); print(1 + 1)", "3\n"), ("#| slow\nraise ValueError", "kept\n"),
+                    ("import tempfile; print(tempfile.mkdtemp(dir='/tmp'))", ""), ("print('gone')\nfrom pathlib import Path; Path('x')", ""))
+    before = path.read_bytes()
+    assert outputs.main([f"{path}:0,1"]) == 1 and path.read_bytes() == before and "[1]\n  -3\n  +2" in (asked := capsys.readouterr().out) and "[3]" not in asked, "asked of two cells, and only asked"
+    assert outputs.main(["--store", str(path)]) == 1 and "[3] holds a path or an address of this machine" in capsys.readouterr().out
+    said = [c["outputs"] for c in json.loads(path.read_text())["cells"]]
+    assert [o.get("name") for o in said[1]] == ["stdout"] and said[1][0]["text"] == ["2\n"] and not said[3] and said[0][0]["text"] == ["same, in 5.2 s\n"] and said[2][0]["text"] == ["kept\n"]
+    assert said[4][1] == {"output_type": "execute_result", "execution_count": None, "metadata": {}, "data": {"text/plain": ["PosixPath('x')"]}}
+    assert set(outputs.differing(path)) == {3}
+    assert outputs.main([str(notebook(tmp_path / "b.ipynb", ("1 / 0", "")))]) == 2 and "b.ipynb [0] ZeroDivisionError" in capsys.readouterr().out
+
+
+@slow
+@pytest.mark.parametrize("stem", ["00_core", "evaluate/shortcuts", "ops/compare", "ops/dashboards", "ops/evidence", "ops/exporter", "vision/calibrate"])
+def test_stored_text_is_what_the_code_says(stem):
+    "Of notebooks whose outputs depend on nothing but the code; pictures are left to those who look at them."
+    differs = outputs.differing(ROOT / f"nbs/{stem}.ipynb", pictures=False)
+    assert not differs, f"make outputs NOTEBOOKS=nbs/{stem}.ipynb STORE=1: cells {sorted(differs)}"

@@ -41,18 +41,19 @@ def paired(
     times: int = 1000,    # draws at least
     seed: int = 0,
     doubt: float = 0.05,
+    goals: int = 1,       # of which one that is better is enough
 ) -> dict:
-    "Both values on all films, the difference, and its interval over units: champion, challenger, difference, low, high, n, units, draws."
+    "Both values on all films, the difference, and its interval over units: champion, challenger, difference, low, high, low_better (the lower end with the doubt divided by `goals`), n, units, draws."
     _, at = np.unique(np.asarray(groups, str), return_inverse=True)
-    rng, units, times = np.random.default_rng(seed), int(at.max()) + 1, enough(doubt, times)
+    rng, units, times = np.random.default_rng(seed), int(at.max()) + 1, enough(doubt / goals, times)
     rows, differences = max(1, 2_000_000 // max(units, len(at))), []   # at once: 16 MB
     for k in range(0, times, rows):
         a, b = measure(rng.multinomial(units, np.full(units, 1 / units), min(rows, times - k))[:, at].astype(float))
         differences.append(b - a)
     differences = np.concatenate(differences)
-    low, high = np.nanpercentile(differences, [50 * doubt, 100 - 50 * doubt]) if np.isfinite(differences).any() else (np.nan, np.nan)
+    low, high, better = np.nanpercentile(differences, [50 * doubt, 100 - 50 * doubt, 50 * doubt / goals]) if np.isfinite(differences).any() else [np.nan] * 3
     a, b = (float(v[0]) for v in measure(np.ones((1, len(at)))))
-    return {"champion": a, "challenger": b, "difference": b - a, "low": float(low), "high": float(high), "n": len(at), "units": units, "draws": times}
+    return {"champion": a, "challenger": b, "difference": b - a, "low": float(low), "high": float(high), "low_better": float(better), "n": len(at), "units": units, "draws": times}
 
 
 # %% ../../nbs/ops/challenge.ipynb #8af45a6a
@@ -101,7 +102,7 @@ def weighted_auroc(truth: np.ndarray, probs: np.ndarray) -> Callable:
 
 
 # %% ../../nbs/ops/challenge.ipynb #9a06564f
-FEWEST = 10   # films below which not even a plain loss is believed
+FEWEST = 10   # units (patients, groups) below which neither a gain nor a plain loss is believed: of fewer, draws agree by chance
 
 
 def judged(
@@ -111,12 +112,12 @@ def judged(
     least: int = 30,      # films below which nothing is said
 ) -> str:
     "better, not worse, worse, or not assessable."
-    if row["n"] < FEWEST or not np.isfinite([row["difference"], row["low"], row["high"]]).all(): return "not assessable"
+    if row["units"] < FEWEST or not np.isfinite([row["difference"], row["low"], row["high"]]).all(): return "not assessable"
     if row["high"] < 0: return "worse"
     if row["n"] < least: return "not assessable"
     if row["kind"] == "goal" and row["low"] < -margin: return "worse"
     if row["kind"] == "part" and row["difference"] < -margin_part: return "worse"
-    return "better" if row["low"] > 0 else "not worse"
+    return "better" if row.get("low_better", row["low"]) > 0 else "not worse"
 
 # %% ../../nbs/ops/challenge.ipynb #bac46a77
 def network_of(reader: Classifier) -> str:
@@ -203,12 +204,13 @@ def answers(
     times: int = 1000,     # draws at least
     seed: int = 0,
     parts: int = 40,       # about how many parts are asked in all, for the doubt of each
+    goals_in_all: int = 4, # how many goals are asked, here and elsewhere
 ) -> list[dict]:
     "A row a question: where, name, kind, and what `paired` gives."
     groups, rows = films.group_id.to_numpy(), []
     for name, kind, which, measure in questions(films, said):
         kind, at = kind if name in goals else "part", np.flatnonzero(which)
-        rows.append({"where": where, "name": name, "kind": kind} | paired(measure(at), groups[at], times, seed, 0.05 if kind == "goal" else 0.05 / parts))
+        rows.append({"where": where, "name": name, "kind": kind} | paired(measure(at), groups[at], times, seed, *((0.05, goals_in_all) if kind == "goal" else (0.05 / parts,))))
     return rows
 
 
@@ -242,7 +244,8 @@ def decision(
     why = ([f"It is worse, or not shown to be no worse, at: {'; '.join(worse)}."] if worse else []) + ([f"A goal could not be measured: {'; '.join(blind)}."] if blind else [])
     if not better: why.append("It is better at none of the goals that were named beforehand.")
     promote = not why
-    found = {r["name"]: r["n"] for r in rows if r["where"] == "frozen test" and r["name"].startswith("finds ")}
-    few = [f"{name}: {found.get(name, 0)} films, not assessable, needs a person's look" for l in LABELS if found.get(name := f"finds {l.replace('_', ' ').lower()}", 0) < least] if found else []
+    found = {r["name"]: (r["n"], r["units"]) for r in rows if r["where"] == "frozen test" and r["name"].startswith("finds ")}
+    asked = {name: found.get(name, (0, 0)) for l in LABELS for name in (f"finds {l.replace('_', ' ').lower()}",)} if found else {}
+    few = [f"{name}: {n} films{f' (units: {units})' if n >= least else ''}, not assessable, needs a person's look" for name, (n, units) in asked.items() if n < least or units < FEWEST]
     return rounded({"promote": promote, "why": why or [f"It is not worse anywhere that was measured, and better at: {'; '.join(better)}."], "better": named("better"), "worse": worse, "not_assessable": unknown, "needs_a_look": few,
-                    "rule": {"margin": margin, "margin_part": margin_part, "least": least}, "rows": rows})
+                    "rule": {"margin": margin, "margin_part": margin_part, "least": least, "fewest_units": FEWEST}, "rows": rows})

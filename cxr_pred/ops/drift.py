@@ -185,7 +185,7 @@ def timeline_figure(over: pd.DataFrame):
     if not len(over) or over.isna().all(axis=None): return None
     fig = Figure(figsize=(7, 2.8), layout="constrained"); ax = fig.subplots()
     for name in over.max().nlargest(5).index: ax.plot(over.index, over[name], label=name, linewidth=1.4)
-    ax.axhline(1, color="#5b6874", linewidth=1); ax.set_xlabel("films", fontsize=8); ax.set_ylim(bottom=0); ax.legend(fontsize=7, ncols=3); ax.tick_params(labelsize=8)
+    ax.axhline(1, color="#5b6874", linewidth=1); ax.set_xlabel("films", fontsize=8); ax.set_ylabel("difference, in parts\nof what chance explains", fontsize=8); ax.set_ylim(bottom=0); ax.legend(fontsize=7, ncols=3); ax.tick_params(labelsize=8)
     return fig
 
 
@@ -214,7 +214,7 @@ def histogram_figure(
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>Drift</title>
 <style>:root{color-scheme:light} body{font:16px/1.5 system-ui,sans-serif;max-width:48rem;margin:2rem auto;padding:0 1rem;color:#17212b} pre{background:#eef2f4;padding:.8rem;border-radius:8px;white-space:pre-wrap} img{max-width:100%} table{border-collapse:collapse;font-size:.9rem} th,td{padding:.2rem .9rem .2rem 0;text-align:right} th:first-child,td:first-child{text-align:left} .moved td{color:#b3261e;font-weight:600} .note{color:#5b6874;font-size:.9rem}</style></head><body>
 <h1>{{ "Drift" if r.input_drifted or r.outcome.drifted else "No drift" }}</h1><pre>{{ text }}</pre>
-<h2>Films</h2>{{ bars|safe }}{% if over %}<h2>Over time</h2>{{ over|safe }}{% endif %}{% if histograms %}<h2>What moved</h2>{{ histograms|safe }}<p class="note">Films in each bin; the bins hold equal shares of the reference.</p>{% endif %}
+<h2>Films</h2>{{ bars|safe }}{% if over %}<h2>Over time</h2>{{ over|safe }}{% endif %}{% if histograms %}<h2>{{ "What moved" if moved else "No number moved beyond its limit; the highest" }}</h2>{{ histograms|safe }}<p class="note">Films in each bin; the bins hold equal shares of the reference.</p>{% endif %}
 <table><thead><tr><th>measure</th><th>effect</th><th>chance explains</th><th>ratio</th><th>films known</th></tr></thead><tbody>{% for m in r.measures %}<tr{{ ' class=moved' if m.drifted }}><td>{{ m.measure }}</td>{% if m.ratio is none %}<td colspan="3">not measured</td>{% else %}<td>{{ '%.3f'|format(m.effect) }}</td><td>{{ '%.3f'|format(m.limit) if m.limit is not none }}</td><td>{{ '%.2f'|format(m.ratio) }}</td>{% endif %}<td>{{ m.known }}</td></tr>{% endfor %}</tbody></table>
 <p class="note">Effects: the largest gap between cumulative histograms; of classes and reasons the share of films that would have to change; of features the maximum mean discrepancy. Films known by: {{ r.known_by }}.</p>
 <h2>Answers of physicians</h2><table><thead><tr><th>truth</th><th>right</th><th>95 % interval</th><th>films</th></tr></thead><tbody>{% for label, v in [("all", r.outcome.newest)] + r.outcome.recall|items|list %}<tr><td>{{ label }}</td>{% if v.value is none %}<td colspan="2">no answers</td>{% else %}<td>{{ '%.0f'|format(100*v.value) }} %</td><td>{{ '%.0f to %.0f'|format(100*v.low, 100*v.high) }}</td>{% endif %}<td>{{ v.n }}</td></tr>{% endfor %}</tbody></table>
@@ -226,9 +226,10 @@ def drift_html(report: dict, films: Films, reference: dict) -> str:
     from jinja2 import Environment
     from cxr_pred.ops.reference import NUMBERS
     drawn = lambda fig: fig and picture(fig)
-    moved = [m["measure"] for m in report["measures"] if m["measure"] in NUMBERS and m["ratio"] is not None]
-    return Environment(autoescape=True).from_string(PAGE).render(r=report, disclaimer=DISCLAIMER, text=said(report), bars=drawn(ratio_figure(report)), over=drawn(timeline_figure(timeline(films, reference))),
-                                                                 histograms=drawn(histogram_figure(films.take(slice(-report["window"], None)), reference, moved)))
+    numbers = [m for m in report["measures"] if m["measure"] in NUMBERS and m["ratio"] is not None]
+    moved = [m for m in numbers if m["drifted"]]
+    return Environment(autoescape=True).from_string(PAGE).render(r=report, moved=moved, disclaimer=DISCLAIMER, text=said(report), bars=drawn(ratio_figure(report)), over=drawn(timeline_figure(timeline(films, reference))),
+                                                                 histograms=drawn(histogram_figure(films.take(slice(-report["window"], None)), reference, [m["measure"] for m in moved or numbers])))
 
 # %% ../../nbs/ops/drift.ipynb #c020
 def drift_gauges(

@@ -26,7 +26,7 @@ def difference_figure(decision: dict):
     ax.set_yticks(range(len(rows)), [f"{r['where']}: {r['name']}" for r in rows], fontsize=7)
     for label, r in zip(ax.get_yticklabels(), rows): label.set_fontweight("bold" if r["kind"] == "goal" else "normal")
     ax.axvline(0, color="#17212b", linewidth=0.8); ax.axvline(-decision["rule"]["margin"], color="#17212b", linewidth=0.8, linestyle=":")
-    ax.set_xlabel("challenger minus champion; dotted: the margin of the goals", fontsize=8); ax.tick_params(axis="x", labelsize=8); ax.margins(y=0.01)
+    ax.set_xlabel("challenger minus champion; dotted: the margin of the goals", fontsize=8); ax.tick_params(axis="x", labelsize=8); ax.set_ylim(-0.6, len(rows) - 0.4)
     return fig
 
 
@@ -38,7 +38,7 @@ PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name=
 <h2>Differences</h2>{{ figure|safe }}
 <table><thead><tr><th>where</th><th>question</th><th>champion</th><th>challenger</th><th>difference</th><th>interval</th><th>films</th><th>verdict</th></tr></thead><tbody>
 {% for r in d.rows %}<tr class="{{ r.verdict|replace(' ', '-') }}"><td>{{ r.where }}</td><td>{{ r.name }}</td><td>{{ n(r.champion) }}</td><td>{{ n(r.challenger) }}</td><td>{{ n(r.difference, '%+.3f') }}</td><td>{% if r.low is defined and r.low is not none %}{{ '%+.3f to %+.3f'|format(r.low, r.high) }}{% endif %}</td><td>{{ r.n if r.n is defined else '' }}</td><td>{{ r.verdict }}</td></tr>{% endfor %}</tbody></table>
-<p class="note">The rule was fixed before: a goal may not be suspected of losing {{ d.rule.margin }}, a part may not lose more than chance explains nor more than {{ d.rule.margin_part }}; fewer than {{ d.rule.least }} films decide nothing but a plain loss. Intervals are over units, of parts with Bonferroni's correction. {{ disclaimer }}</p></body></html>"""
+<p class="note">The rule was fixed before: a goal may not be suspected of losing {{ d.rule.margin }}, a part may not lose more than chance explains nor more than {{ d.rule.margin_part }}; fewer than {{ d.rule.least }} films decide nothing but a plain loss{% if d.rule.fewest_units is defined %}, and films of fewer than {{ d.rule.fewest_units }} units nothing at all. A goal is better where its interval lies above 0 with the doubt divided by the number of goals, too{% endif %}. Intervals are over units, of parts with Bonferroni's correction. {{ disclaimer }}</p></body></html>"""
 
 
 def evidence_html(evidence: dict) -> str:

@@ -29,7 +29,7 @@ from ..data.split import dealt, units_in_two_splits
 from ..database import now
 from ..evaluate.gates import halt_if_failed
 from ..evaluate.outputs import chosen
-from .challenge import answers, decision, gate_rows, network_of, paired, questions, read_by_both, share, spoiled
+from .challenge import FEWEST, answers, decision, gate_rows, network_of, paired, questions, read_by_both, share, spoiled
 from .drift import WINDOW, Films, compare, write_whole
 from .evidence import write_evidence
 from .feedback import Known, Learned, alike, known_films, read_sheet, settled, write_films
@@ -243,8 +243,9 @@ def compare_models(
     times, seed, least = settings["draws"], settings["seed"], settings["least"]
     said = read_by_both(champion, challenger, test.pictures, workers, kept)
     parts = 2 * len(questions(test.manifest, said)) + 15
-    rows = answers("frozen test", test.manifest, said, times=times, seed=seed, parts=parts)
-    if len(recent.manifest): rows += answers("recent feedback", recent.manifest, read_by_both(champion, challenger, recent.pictures, workers, kept), ("accuracy", "answered and right") if len(recent.manifest) >= least else (), times, seed, parts)
+    goals = ("accuracy", "answered and right") if len(recent.manifest) >= least and recent.manifest.group_id.nunique() >= FEWEST else ()   # of recent feedback
+    rows = answers("frozen test", test.manifest, said, times=times, seed=seed, parts=parts, goals_in_all=2 + len(goals))
+    if len(recent.manifest): rows += answers("recent feedback", recent.manifest, read_by_both(champion, challenger, recent.pictures, workers, kept), goals, times, seed, parts, 2 + len(goals))
     some = chosen(len(test.manifest), settings["stress_films"], seed)
     truth, groups = test.manifest.label.map(LABELS.index).to_numpy()[some], test.manifest.group_id.to_numpy()[some]
     for name, films in spoiled(test.pictures[some], seed).items():

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['nll', 'fit_temperature', 'reliability', 'ece', 'conformal_quantile', 'sets', 'calibrate_parts', 'ood_limits',
-           'calibrate', 'calibration_scores', 'sure_from', 'normal_from', 'reliability_table']
+           'calibrate', 'calibration_scores', 'border_within', 'sure_from', 'normal_from', 'reliability_table']
 
 # %% ../../nbs/vision/calibrate.ipynb #c002
 import math
@@ -148,6 +148,21 @@ def calibration_scores(
                     "answered": ok.mean(), "accuracy_answered": right[ok].mean() if ok.any() else None, "reasons": reasons.value_counts(normalize=True).to_dict()})
 
 # %% ../../nbs/vision/calibrate.ipynb #qe698712
+def border_within(
+    p: np.ndarray,     # (n,) probabilities, falling; below 0: never alone
+    most: np.ndarray,  # (n,) what is lost at most if films stand alone down to this one
+    limit: float,
+) -> tuple[float, int]:
+    "The least border down to which no border breaks the limit, four decimals, and how many films it takes in; 0 films where there is none."
+    ends = np.flatnonzero(np.diff(p, append=-np.inf))   # the last film of each probability
+    bad = ends[(most[ends] > limit) | (p[ends] < 0)]
+    held = ends[ends < bad[0]] if len(bad) else ends
+    if not len(held): return 1.0, 0
+    steps = math.ceil(p[held[-1]] * 1e4)   # upwards, since files are rounded
+    while (k := int((p >= steps / 1e4).sum())) and most[k - 1] > limit: steps += 1   # a film within a rounding of the border
+    return steps / 1e4, k
+
+
 def sure_from(
     quick: np.ndarray,     # (n, 10) calibrated probabilities of validation films by the quick network
     stands: np.ndarray,    # (n,) bool: its answer would be given, and may stand
@@ -163,11 +178,7 @@ def sure_from(
     worse, of = np.cumsum(lost), pd.Series(lost).groupby(np.arange(n) if groups is None else np.asarray(groups)[order])
     spread = np.cumsum(of.cumsum() ** 2 - (of.cumsum() - lost) ** 2)   # the sum over patients of what their films say, squared
     most = (worse + 1.645 * np.sqrt(np.maximum(spread + 1 - worse ** 2 / (n + 2), 0))) / (n + 2)
-    bad = np.flatnonzero((most > limit) | (p[order] < 0))
-    k = int(bad[0]) if len(bad) else n
-    if not k: return None
-    border = math.ceil(p[order][k - 1] * 1e4) / 1e4   # upwards, since files are rounded
-    k = int((p >= border).sum())
+    border, k = border_within(p[order], most, limit)
     return rounded({"probability": border, "share": k / n, "loss": worse[k - 1] / n, "loss_at_most": float(most[k - 1]), "limit": limit, "n": n}) if k else None
 
 
@@ -190,11 +201,7 @@ def normal_from(
     wrong = pd.Series((ill & warns & (truth != normal))[order])
     missed = np.cumsum(wrong & ~wrong.groupby(who[order]).cumsum().gt(1)).to_numpy()
     most = beta.ppf(0.95, missed + 1, np.maximum(n - missed, 1e-9)) if n else np.ones(len(p))
-    bad = np.flatnonzero((most > limit) | (p[order] < 0))
-    k = int(bad[0]) if len(bad) else len(p)
-    if not k: return None
-    border = math.ceil(p[order][k - 1] * 1e4) / 1e4   # upwards, since files are rounded
-    k = int((p >= border).sum())
+    border, k = border_within(p[order], most, limit)
     return rounded({"normal": border, "missed": int(missed[k - 1]), "missed_at_most": float(most[k - 1]), "missed_limit": limit, "n_ill": n}) if k else None
 
 # %% ../../nbs/vision/calibrate.ipynb #c016
