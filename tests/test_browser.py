@@ -107,10 +107,14 @@ def test_a_cat_is_not_read(page):
 def test_an_example_and_the_report_to_print(page, browser):
     page.locator("#examples button").last.click()
     answer = card(page, "ok")
-    assert answer.get_attribute("data-label") == "FRACTURE_FINGERS"
+    assert answer.get_attribute("data-label") == "FRACTURE_FINGERS" and answer.locator("h2").inner_text() == "An example, no patient: Finger fracture" and "nobody's X-ray" in answer.inner_text()
+    assert answer.locator(".bars > .bar .n").all_inner_texts()[5].endswith("fracture") and answer.locator(".bars > .bar").count() == 6, "of a limb nothing is said of lungs first"
+    listed = httpx.get(f"{page.url.rstrip('/')}/v1/worklist?limit=200", headers={"Authorization": "Bearer a-key"}).json()["items"]
+    assert answer.get_attribute("data-study") not in {i["study_id"] for i in listed}, "no physician is asked about a drawing"
+    assert httpx.get(page.url.rstrip("/") + "/" + answer.locator("a", has_text="doctor (PDF)").get_attribute("href")).content.startswith(b"%PDF")
     href = answer.locator("a", has_text="Print").get_attribute("href")
     page.goto(page.url.rstrip("/") + "/" + href)
-    assert page.locator(".bar").count() == 10 and page.locator(".disclaimer").inner_text() == DISCLAIMER and fits(page)
+    assert "An example, no patient" in page.locator("h2").inner_text() and page.locator(".bar").count() == 10 and page.locator(".disclaimer").inner_text() == DISCLAIMER and fits(page)
 
 
 def test_the_sheet_for_the_doctor_and_the_camera(page, url):
@@ -128,9 +132,37 @@ def test_the_sheet_for_the_doctor_and_the_camera(page, url):
     slider = page.locator("#answer input[type=range]")
     slider.focus(); slider.press("Home"); slider.press("ArrowRight")
     assert page.locator("#answer img.over").evaluate("i => getComputedStyle(i).opacity") == "0.01", "by keyboard too"
+
+
+def test_what_is_said_of_the_patient(page, url):
+    "An age that is mistyped is no broken film, and is mended without dropping it again; somebody's own words are answered with what was understood."
+    page.get_by_role("button", name="About the patient").click()
     page.get_by_label("Age in years").fill("seven")
     drop(page, "film.png", encoded(pattern()))
-    assert "number between 0 and 120" in card(page, "error").inner_text() and page.get_by_label("Age in years").input_value() == "seven", "what was wrong can be mended"
+    said = card(page, "error").inner_text()
+    assert "The age was not understood" in said and "could not be read" not in said and page.get_by_label("Age in years").input_value() == "seven", "what was wrong can be mended"
+    page.get_by_label("Age in years").fill("10 months"); page.get_by_label("Or in your own words").fill("Jane has a fever and coughs all night")
+    page.locator("#again").click()
+    answer = card(page, "ok")
+    assert "10 months" in answer.inner_text() and "From your words: cough, fever." in answer.inner_text() and "all night" not in answer.inner_text() and fits(page)
+    page.wait_for_function("() => !document.querySelector('#again')?.offsetParent", timeout=10_000)
+    page.get_by_label("Or in your own words").fill("xyzzy"); page.locator("#examples button").last.click()
+    page.wait_for_function("() => document.querySelector('#answer').innerText.includes('None of the listed symptoms was recognised')", timeout=30_000)
+    page.wait_for_function("() => document.querySelector('#side textarea').value === ''", timeout=10_000)   # after an example too
+
+
+def test_who_hears_the_page(page):
+    "The answer is said once, and the keyboard meets each tab once."
+    page.evaluate("window.heard = []; new MutationObserver(() => { const t = document.querySelector('#said').textContent; if (t) heard.push(t) }).observe(document.querySelector('#said'), {childList: true, characterData: true, subtree: true})")
+    drop(page, "film.png", encoded(pattern()))
+    card(page, "ok"); page.wait_for_timeout(800)
+    assert page.evaluate("heard") == ["Pneumonia. See a doctor soon"] and page.locator("#said").get_attribute("aria-live") == "polite"
+    page.locator("body").click(position={"x": 3, "y": 3})
+    stops = []
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        stops.append(page.evaluate("document.activeElement.closest('[role=tab]')?.innerText ?? ''"))
+    assert stops[0] == "Your film" and len([s for s in stops if s]) == len({s for s in stops if s}), stops
 
 
 class SlowWriter(BaseHTTPRequestHandler):
