@@ -314,6 +314,31 @@ def test_a_stale_seat_cannot_answer(seat, url):
     assert httpx.get(f"{url}/v1/worklist/{study}", headers={"Authorization": "Bearer a-key"}).json()["study"]["state"] == "unread"
 
 
+def test_who_reads_in_the_middle_of_the_list_stays_there(seat, url):
+    "After an answer the same page of the list, J goes on from the same place, and what waits for somebody else is gone from it; the film and its button fit on a laptop's screen."
+    for _ in range(18): new_study(url)
+    a = seat(size=(1366, 768))
+    a.log_in("ben"); a.page.wait_for_selector("#worklist input[type=radio]", timeout=20_000)
+    listed = lambda: a.page.eval_on_selector_all("#worklist input[type=radio]", "rows => rows.map(r => r.value)")
+    top = listed()
+    a.page.get_by_role("button", name="Further down the list").click()
+    a.page.wait_for_function("top => { const r = document.querySelector('#worklist input[type=radio]'); return r && r.value !== top }", arg=top[0], timeout=20_000)
+    page = listed()
+    assert len(page) >= 3 and not set(page) & set(top) and f"· {page[0][:6]}" in a.page.locator("#worklist").inner_text() and page[0] not in a.page.locator("#worklist").inner_text()
+    a.page.locator("#worklist input[type=radio]").nth(1).check()
+    a.page.wait_for_selector(f'#viewer .cxr.view[data-study="{page[1]}"]', timeout=20_000)
+    sheet, send = a.page.locator("#viewer .sheet").bounding_box(), a.page.locator("#send").bounding_box()
+    assert sheet["height"] > 520 and send["y"] + send["height"] - sheet["y"] < 768 and send["x"] > sheet["x"] + sheet["width"], "the answer is beside the film"
+    assert a.page.locator("#card").bounding_box()["x"] > sheet["x"] + sheet["width"] and fits(a.page)
+    a.say("Tuberculosis")
+    a.page.wait_for_function("gone => ![...document.querySelectorAll('#worklist input[type=radio]')].some(r => r.value === gone)", arg=page[1], timeout=20_000)
+    assert listed() == [p for p in page if p != page[1]], "the page stays, without what a second physician must read now"
+    a.page.locator("body").click(position={"x": 5, "y": 5}); a.page.keyboard.press("j")
+    a.page.wait_for_selector(f'#viewer .cxr.view[data-study="{page[2]}"]', timeout=20_000)
+    a.page.locator("#which input").click(); a.page.get_by_role("option", name="wants a second reader").click()
+    a.page.wait_for_function("own => [...document.querySelectorAll('#worklist input[type=radio]')].some(r => r.value === own)", arg=page[1], timeout=20_000)
+
+
 def test_an_answer_is_for_the_film_on_the_page(seat, url):
     first, second, a = new_study(url), new_study(url), seat()
     a.log_in("ben"); a.page.wait_for_selector("#worklist input[type=radio]", timeout=20_000)
