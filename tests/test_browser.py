@@ -151,6 +151,17 @@ def test_what_is_said_of_the_patient(page, url):
     page.wait_for_function("() => document.querySelector('#side textarea').value === ''", timeout=10_000)   # after an example too
 
 
+def test_what_is_typed_after_a_first_answer_arrives(page, url):
+    "The fields were folded away, and so not on the page, when the first answer emptied them."
+    page.locator("#examples button").last.click(); card(page, "ok")
+    page.get_by_role("button", name="About the patient").click()
+    page.get_by_label("Age in years").fill("7"); page.get_by_label("Female", exact=True).check(); page.get_by_label("Cough", exact=True).check()
+    drop(page, "film.png", encoded(pattern()))
+    page.wait_for_selector("#answer .cxr[data-label=PNEUMONIA]", timeout=30_000)
+    patient = httpx.get(f"{url}/v1/studies/{page.locator('#answer .cxr').get_attribute('data-study')}").json()["patient"]
+    assert (patient["age"], patient["sex"], patient["symptoms"]) == (7, "F", ["cough"])
+
+
 def test_who_hears_the_page(page):
     "The answer is said once, and the keyboard meets each tab once."
     page.evaluate("window.heard = []; new MutationObserver(() => { const t = document.querySelector('#said').textContent; if (t) heard.push(t) }).observe(document.querySelector('#said'), {childList: true, characterData: true, subtree: true})")

@@ -267,7 +267,7 @@ def film_tab(room: ReadingRoom) -> None:
 
     def given(film, age, sex, symptoms, complaint, request):
         card, study_id = read(room, film, age, sex, symptoms, complaint, lambda: page_sender(room, request.cookies))
-        return card, study_id, told_line(complaint or ""), *((None, None, [], "") if study_id else map(lambda _: gr.skip(), about))   # the next film may be another person's; what was wrong can be mended
+        return card, study_id, told_line(complaint or ""), *(("", None, [], "") if study_id else map(lambda _: gr.skip(), about))   # the next film may be another person's; what was wrong can be mended
     def dropped(path, age, sex, symptoms, complaint, request: gr.Request):
         if not path: return [gr.skip()] * (6 + len(about))   # Enter in the field for the age, and no film waits
         taken = []
