@@ -430,6 +430,24 @@ def test_a_film_whose_decoder_was_ended_once_is_read_by_another(classifier, stor
         assert "cxr_films_read_again_total 2.0" in client.get("/metrics").text, "one that takes too long is not tried again"
 
 
+def test_an_example_that_comes_by_rest_is_no_patient_s(store, guard, key, tmp_path):
+    "However it comes: alone, in a batch, by the page; and the same picture in another file is a film."
+    bundle = toy_bundle(tmp_path / "bundle", FACTS)
+    (bundle / "examples").mkdir(); (bundle / "examples" / "a_chest.png").write_bytes(example := encoded(pattern()))
+    with TestClient(create_app(Classifier(bundle), store, ui=False, guard=guard), raise_server_exceptions=False) as client:
+        wait_ready(client)
+        found = send(client, example, "from-a-friend.png").json()
+        line = client.post("/v1/batch", files=[("files", ("a.png", example))])
+        assert found["example"] is True and found["status"] == "ok" and line.status_code == 200 and '"status":"ok"' in line.text.replace(": ", ":"), line.text
+        at = f"/v1/studies/{found['study_id']}"
+        assert client.get(at).json() == found and "a drawing" in client.get(f"{at}/report.html").text and client.get(f"{at}/heatmap.png").status_code == 200
+        assert client.get("/v1/worklist", headers=key).json()["items"] == [] and not [n for n in store.place.names() if n.endswith(".png")]
+        assert problem_of(client.post("/v1/feedback", json={"study_id": found["study_id"], "physician": "dr-a", "confirmed_label": "NORMAL"}, headers=key), 404)["code"] == "no_such_study"
+        assert problem_of(client.get(f"{at}/fhir"), 404)["code"] == "no_such_study", "no other system hears of it"
+        film = send(client, example + b"\0").json()
+        assert film["example"] is False and [i["study_id"] for i in client.get("/v1/worklist", headers=key).json()["items"]] == [film["study_id"]]
+
+
 def test_the_page_says_what_a_film_did_to_its_decoder(classifier, store, bad_codec):
     from cxr_pred.clinic.app import read
     from cxr_pred.clinic.reading import ReadingRoom

@@ -107,10 +107,14 @@ def test_a_cat_is_not_read(page):
 def test_an_example_and_the_report_to_print(page, browser):
     page.locator("#examples button").last.click()
     answer = card(page, "ok")
-    assert answer.get_attribute("data-label") == "FRACTURE_FINGERS"
+    assert answer.get_attribute("data-label") == "FRACTURE_FINGERS" and answer.locator("h2").inner_text() == "An example, no patient: Finger fracture" and "nobody's X-ray" in answer.inner_text()
+    assert answer.locator(".bars > .bar .n").all_inner_texts()[5].endswith("fracture") and answer.locator(".bars > .bar").count() == 6, "of a limb nothing is said of lungs first"
+    listed = httpx.get(f"{page.url.rstrip('/')}/v1/worklist?limit=200", headers={"Authorization": "Bearer a-key"}).json()["items"]
+    assert answer.get_attribute("data-study") not in {i["study_id"] for i in listed}, "no physician is asked about a drawing"
+    assert httpx.get(page.url.rstrip("/") + "/" + answer.locator("a", has_text="doctor (PDF)").get_attribute("href")).content.startswith(b"%PDF")
     href = answer.locator("a", has_text="Print").get_attribute("href")
     page.goto(page.url.rstrip("/") + "/" + href)
-    assert page.locator(".bar").count() == 10 and page.locator(".disclaimer").inner_text() == DISCLAIMER and fits(page)
+    assert "An example, no patient" in page.locator("h2").inner_text() and page.locator(".bar").count() == 10 and page.locator(".disclaimer").inner_text() == DISCLAIMER and fits(page)
 
 
 def test_the_sheet_for_the_doctor_and_the_camera(page, url):
@@ -128,9 +132,48 @@ def test_the_sheet_for_the_doctor_and_the_camera(page, url):
     slider = page.locator("#answer input[type=range]")
     slider.focus(); slider.press("Home"); slider.press("ArrowRight")
     assert page.locator("#answer img.over").evaluate("i => getComputedStyle(i).opacity") == "0.01", "by keyboard too"
+
+
+def test_what_is_said_of_the_patient(page, url):
+    "An age that is mistyped is no broken film, and is mended without dropping it again; somebody's own words are answered with what was understood."
+    page.get_by_role("button", name="About the patient").click()
     page.get_by_label("Age in years").fill("seven")
     drop(page, "film.png", encoded(pattern()))
-    assert "number between 0 and 120" in card(page, "error").inner_text() and page.get_by_label("Age in years").input_value() == "seven", "what was wrong can be mended"
+    said = card(page, "error").inner_text()
+    assert "The age was not understood" in said and "could not be read" not in said and page.get_by_label("Age in years").input_value() == "seven", "what was wrong can be mended"
+    page.get_by_label("Age in years").fill("10 months"); page.get_by_label("Or in your own words").fill("Jane has a fever and coughs all night")
+    page.locator("#again").click()
+    answer = card(page, "ok")
+    assert "10 months" in answer.inner_text() and "From your words: cough, fever." in answer.inner_text() and "all night" not in answer.inner_text() and fits(page)
+    page.wait_for_function("() => !document.querySelector('#again')?.offsetParent", timeout=10_000)
+    page.get_by_label("Or in your own words").fill("xyzzy"); page.locator("#examples button").last.click()
+    page.wait_for_function("() => document.querySelector('#answer').innerText.includes('None of the listed symptoms was recognised')", timeout=30_000)
+    page.wait_for_function("() => document.querySelector('#side textarea').value === ''", timeout=10_000)   # after an example too
+
+
+def test_what_is_typed_after_a_first_answer_arrives(page, url):
+    "The fields were folded away, and so not on the page, when the first answer emptied them."
+    page.locator("#examples button").last.click(); card(page, "ok")
+    page.get_by_role("button", name="About the patient").click()
+    page.get_by_label("Age in years").fill("7"); page.get_by_label("Female", exact=True).check(); page.get_by_label("Cough", exact=True).check()
+    drop(page, "film.png", encoded(pattern()))
+    page.wait_for_selector("#answer .cxr[data-label=PNEUMONIA]", timeout=30_000)
+    patient = httpx.get(f"{url}/v1/studies/{page.locator('#answer .cxr').get_attribute('data-study')}").json()["patient"]
+    assert (patient["age"], patient["sex"], patient["symptoms"]) == (7, "F", ["cough"])
+
+
+def test_who_hears_the_page(page):
+    "The answer is said once, and the keyboard meets each tab once."
+    page.evaluate("window.heard = []; new MutationObserver(() => { const t = document.querySelector('#said').textContent; if (t) heard.push(t) }).observe(document.querySelector('#said'), {childList: true, characterData: true, subtree: true})")
+    drop(page, "film.png", encoded(pattern()))
+    card(page, "ok"); page.wait_for_timeout(800)
+    assert page.evaluate("heard") == ["Pneumonia. See a doctor soon"] and page.locator("#said").get_attribute("aria-live") == "polite"
+    page.locator("body").click(position={"x": 3, "y": 3})
+    stops = []
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        stops.append(page.evaluate("document.activeElement.closest('[role=tab]')?.innerText ?? ''"))
+    assert stops[0] == "Your film" and len([s for s in stops if s]) == len({s for s in stops if s}), stops
 
 
 class SlowWriter(BaseHTTPRequestHandler):
@@ -280,6 +323,31 @@ def test_a_stale_seat_cannot_answer(seat, url):
     a.context.clear_cookies(); a.page.get_by_role("button", name="Refresh").click()
     a.page.locator("#login").get_by_text("Your log-in has ended").wait_for(timeout=20_000)
     assert httpx.get(f"{url}/v1/worklist/{study}", headers={"Authorization": "Bearer a-key"}).json()["study"]["state"] == "unread"
+
+
+def test_who_reads_in_the_middle_of_the_list_stays_there(seat, url):
+    "After an answer the same page of the list, J goes on from the same place, and what waits for somebody else is gone from it; the film and its button fit on a laptop's screen."
+    for _ in range(18): new_study(url)
+    a = seat(size=(1366, 768))
+    a.log_in("ben"); a.page.wait_for_selector("#worklist input[type=radio]", timeout=20_000)
+    listed = lambda: a.page.eval_on_selector_all("#worklist input[type=radio]", "rows => rows.map(r => r.value)")
+    top = listed()
+    a.page.get_by_role("button", name="Further down the list").click()
+    a.page.wait_for_function("top => { const r = document.querySelector('#worklist input[type=radio]'); return r && r.value !== top }", arg=top[0], timeout=20_000)
+    page = listed()
+    assert len(page) >= 3 and not set(page) & set(top) and f"· {page[0][:6]}" in a.page.locator("#worklist").inner_text() and page[0] not in a.page.locator("#worklist").inner_text()
+    a.page.locator("#worklist input[type=radio]").nth(1).check()
+    a.page.wait_for_selector(f'#viewer .cxr.view[data-study="{page[1]}"]', timeout=20_000)
+    sheet, send = a.page.locator("#viewer .sheet").bounding_box(), a.page.locator("#send").bounding_box()
+    assert sheet["height"] > 520 and send["y"] + send["height"] - sheet["y"] < 768 and send["x"] > sheet["x"] + sheet["width"], "the answer is beside the film"
+    assert a.page.locator("#card").bounding_box()["x"] > sheet["x"] + sheet["width"] and fits(a.page)
+    a.say("Tuberculosis")
+    a.page.wait_for_function("gone => ![...document.querySelectorAll('#worklist input[type=radio]')].some(r => r.value === gone)", arg=page[1], timeout=20_000)
+    assert listed() == [p for p in page if p != page[1]], "the page stays, without what a second physician must read now"
+    a.page.locator("body").click(position={"x": 5, "y": 5}); a.page.keyboard.press("j")
+    a.page.wait_for_selector(f'#viewer .cxr.view[data-study="{page[2]}"]', timeout=20_000)
+    a.page.locator("#which input").click(); a.page.get_by_role("option", name="wants a second reader").click()
+    a.page.wait_for_function("own => [...document.querySelectorAll('#worklist input[type=radio]')].some(r => r.value === own)", arg=page[1], timeout=20_000)
 
 
 def test_an_answer_is_for_the_film_on_the_page(seat, url):

@@ -392,12 +392,32 @@ def test_a_limb_and_whose_advice(page):
     assert answer.get_attribute("data-label") == "FRACTURE_WRIST" and fits(page)
     word, percent = re.fullmatch(re.escape(STRINGS["confidence_line_limb"]).replace(r"\{word\}", "(.+)").replace(r"\{percent\}", "(.+)"), answer.locator("p.sure").first.inner_text()).groups()
     assert word == "Very likely" and int(percent) > 90
+    assert answer.locator(".bars > .bar").count() == 6 and all("fracture" in b for b in answer.locator(".bars > .bar .n").all_inner_texts()), "a wrist is asked about lungs further down"
     text = answer.locator("section.text").inner_text()
     assert IF_BROKEN.strip() in text and OWN["adults"] in text and STRINGS["set_one_limb"].split("{")[0].strip() in answer.inner_text()
     choose(page, "film.png", encoded(pattern()))
     page.wait_for_selector("#answer .cxr[data-label=PNEUMONIA]", timeout=30_000)
     text = page.locator("#answer .cxr").inner_text()
     assert IF_BROKEN.strip() not in text and OWN["adults"] in text
+
+
+@here
+def test_an_example_says_that_it_is_one(browser, tmp_path):
+    from cxr_pred.core import read_json, sha256_file, write_json
+    bundle = toy_bundle(tmp_path / "bundle", FACTS)
+    (bundle / "examples").mkdir(); (bundle / "examples" / "a_chest.png").write_bytes(encoded(pattern()))
+    names = read_json(bundle / "manifest.json"); names["files"]["examples/a_chest.png"] = sha256_file(bundle / "examples" / "a_chest.png"); write_json(bundle / "manifest.json", names)
+    browser_page(bundle, tmp_path / "page")
+    page = browser.new_page()
+    with served(tmp_path / "page") as url:
+        page.goto(url); page.wait_for_selector("#load.done", timeout=60_000)
+        page.locator("#examples button").click()
+        answer = card(page, "ok")
+        assert answer.locator("h2").inner_text() == "An example, no patient: Pneumonia" and OWN["example"] in answer.inner_text()
+        choose(page, "film.png", encoded(pattern()))
+        page.wait_for_function("() => document.querySelector('#answer h2')?.innerText === 'Pneumonia'", timeout=30_000)
+        assert OWN["example"] not in page.locator("#answer").inner_text() and page.locator(".bars > .bar").count() == 4
+    page.close()
 
 
 @here

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['PAGE_CSS', 'OPEN_PART', 'PAGE_JS', 'SHOW', 'FILE', 'DRAWN', 'ASKED', 'waiting_card', 'error_card', 'uploads_folder',
-           'sweep', 'take', 'page_sender', 'answer_card', 'read', 'follow', 'example_films', 'example_caption', 'theme',
-           'patient_fields', 'film_side', 'film_tab', 'board', 'board_tabs', 'build_page', 'PageDoor', 'no_download',
-           'narrowed', 'mount']
+           'sweep', 'take', 'page_sender', 'years_of', 'told_line', 'answer_card', 'read', 'follow', 'example_films',
+           'example_caption', 'theme', 'patient_fields', 'film_side', 'film_tab', 'board', 'board_tabs', 'build_page',
+           'PageDoor', 'no_download', 'narrowed', 'add_tried', 'mount']
 
 # %% ../../nbs/clinic/app.ipynb #c002
-import os, time
+import os, re, time
 from collections.abc import Callable
 from contextlib import suppress
 from html import escape
@@ -19,6 +19,7 @@ from typing import get_args
 import anyio
 from pydantic import ValidationError
 from starlette.requests import Request
+from starlette.responses import Response
 
 from .api import public
 from .auth import Who, clinic_settings, who_is
@@ -34,7 +35,8 @@ from .viewer import VIEWER_CSS, VIEWER_JS
 from .words import STRINGS as S
 from ..core import CxrError, InputError, SetupError, log, settings
 from ..data.labels import CHEST, LIMB, NAMES
-from ..language.case import MOST_TYPED
+from ..language.case import MOST_TYPED, known_symptoms
+from ..store import no_study
 from ..vision.classify import find_bundle
 
 # %% ../../nbs/clinic/app.ipynb #c005
@@ -49,8 +51,8 @@ def waiting_card() -> str:
 def error_card(error: Exception) -> str:
     "An error in plain words; what is inside the machine stays there."
     own = isinstance(error, InputError)
-    message, hint, code = (error.message, error.hint, error.code) if own else (S["error_internal"], "", error.code if isinstance(error, CxrError) else "internal_error")
-    return (f'<article class="cxr" data-status="error" role="alert"><h2>{S["error"]}</h2><p class="sure">{escape(message)}</p>'
+    message, hint, code = (error.message, S["hints"].get(error.code, error.hint), error.code) if own else (S["error_internal"], "", error.code if isinstance(error, CxrError) else "internal_error")
+    return (f'<article class="cxr" data-status="error" role="alert"><h2>{S["error_age" if code == "invalid_age" else "error"]}</h2><p class="sure">{escape(message)}</p>'
             f'<p>{escape(hint)}</p><p class="soft" style="margin-top:.6rem">{S["error_code"]}: <code>{escape(code)}</code></p></article>')
 
 # %% ../../nbs/clinic/app.ipynb #c008
@@ -99,16 +101,35 @@ def page_sender(
     return who
 
 
-def answer_card(room: ReadingRoom, study_id: str, heard: list[str] = ()) -> str:
-    "The card of a recorded study, with its pictures and what has been heard of an explanation that is being written."
-    return card_html(room.report(study_id), *room.pictures(study_id), link=f"v1/studies/{study_id}", heard=heard)
+def years_of(
+    typed: str | float | None,   # a number of years, or with a unit
+) -> float | None:
+    "An age as somebody types it; None where nothing was typed. Raises `InputError` invalid_age."
+    if not (text := "" if typed is None else str(typed).strip().lower()): return None
+    found = re.fullmatch(r"(\d{1,4}(?:[.,]\d{1,6})?)\s*(\w*)\.?", text)
+    unit = next((u for u, words in S["age_units"].items() if found[2] in words.split()), None) if found and found[2] else "years"
+    years = float(found[1].replace(",", ".")) / {"years": 1, "months": 12, "weeks": 52.18, "days": 365.25}[unit] if found and unit else -1
+    if not 0 <= years <= 120: raise InputError("invalid_age", S["age_wrong"], S["age_hint"])
+    return round(years, 4)
+
+
+def told_line(complaint: str) -> str:
+    "What was understood of somebody's own words, without the words; empty where none were typed."
+    if not complaint.strip(): return ""
+    return S["understood"].format(symptoms=", ".join(named)) if (named := known_symptoms(complaint)) else S["not_understood"]
+
+
+def answer_card(room: ReadingRoom, study_id: str, heard: list[str] = (), told: str = "") -> str:
+    "The card of a study, with its pictures, what has been heard of an explanation that is being written, and what was understood of the sender's own words."
+    report = room.report(study_id)
+    return card_html(report, *room.pictures(study_id), link=f"{'tried' if report.example else 'v1/studies'}/{study_id}", heard=heard, told=told)
 
 
 @traced()   # Gradio works in tasks of its own, which know of no request
 def read(
     room: ReadingRoom,
     film: Callable[[], bytes],   # gives the bytes of the film's file
-    age: str | float | None = None,  # years, as typed; empty where nobody said
+    age: str | float | None = None,  # as typed; empty where nobody said
     sex: str | None = None,      # "F" or "M"
     symptoms: list[str] = (),
     complaint: str = "",         # in their own words; the symptoms that it names are kept, the words are not
@@ -117,12 +138,13 @@ def read(
     "Read a film and show the answer, or the error."
     try:
         sender = who()   # first: whoever may not is refused unread
-        report = room.predict(film(), Patient(age=(str(age).strip() if age is not None else "") or None, sex=sex or None, symptoms=list(symptoms)).with_words(complaint or ""), who=sender)
-        return answer_card(room, report.study_id), report.study_id
+        patient = Patient(age=years_of(age), sex=sex or None, symptoms=list(symptoms)).with_words(complaint or "")   # before the film is taken: what was mistyped can be mended
+        report = room.predict(film(), patient, who=sender)
+        return answer_card(room, report.study_id, told=told_line(complaint or "")), report.study_id
     except CxrError as e:
         (room.metrics.rejects if isinstance(e, InputError) else room.metrics.failures).labels(e.code).inc()
         return error_card(e), ""
-    except ValidationError: return error_card(InputError("invalid_request", "The age must be a number between 0 and 120 years.")), ""
+    except ValidationError: return error_card(InputError("invalid_request", "What was said of the patient is not what the fields offer.")), ""
     except Exception as e:  # whatever it is: the answer to another film must not stay on the page
         log.exception("the page could not answer")
         room.metrics.failures.labels("internal_error").inc()
@@ -133,14 +155,15 @@ def follow(
     room: ReadingRoom,
     study_id: str,            # "" for none
     give_up_s: float = 300,
+    told: str = "",           # as `answer_card`
 ):
     "Yield the card again with every sentence of the explanation that has passed the check, and when it has been written; nothing where it is not awaited."
     end, waited, shown = time.monotonic() + give_up_s, False, []
     while study_id and room.report(study_id).explanation_status == "pending" and time.monotonic() < end:
         waited, heard = True, [s["text"] for s in room.heard.get(study_id, [])]
-        if heard != shown: yield answer_card(room, study_id, shown := heard)
+        if heard != shown: yield answer_card(room, study_id, shown := heard, told)
         time.sleep(0.3)
-    if waited: yield answer_card(room, study_id)
+    if waited: yield answer_card(room, study_id, told=told)
 
 # %% ../../nbs/clinic/app.ipynb #c014
 def example_films(room: ReadingRoom) -> list[Path]:
@@ -170,12 +193,13 @@ def theme():
 # %% ../../nbs/clinic/app.ipynb #page0001
 PAGE_CSS = (CSS + BENEFIT_CSS + BOARD_CSS + VIEWER_CSS).replace(".cxr ", ".gradio-container.gradio-container .cxr ").replace(".cxr.view", ".gradio-container.gradio-container .cxr.view") + ".gradio-container{" + LIGHT + "} .dark .gradio-container, .dark.gradio-container{" + DARK + """}
 .gradio-container{width:100%!important;max-width:1280px!important;margin:0 auto!important;padding-bottom:5.5rem!important;background:transparent!important} footer{display:none!important}
-#top h1{font-size:1.35rem;font-weight:650;margin:.2rem 0 0;color:var(--ink)} #top p{margin:0;color:var(--soft)} #top{padding:.4rem 0 .2rem}
+#top h1{font-size:1.35rem;font-weight:650;margin:.2rem 0 0;color:var(--ink)} #top p{margin:0;color:var(--soft)} #said{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%);white-space:nowrap} #top{padding:.4rem 0 .2rem}
 #always{position:fixed;left:0;right:0;bottom:0;z-index:50;background:var(--warn-bg);color:var(--warn);border-top:1px solid var(--line);padding:.55rem 1rem;text-align:center;font-size:.9rem;line-height:1.35}
 #parts .tabitem{padding:1rem 0 0;border:0} #parts [role=tab][aria-selected=true]{color:var(--accent)} #parts [role=tab][aria-selected=true]::after{background:var(--accent)} #parts .lead{padding:0} .carry{display:none!important} #desk,#login{border:0;padding:0} #login.narrow{max-width:30rem} .gradio-container .cxr+.cxr{margin-top:1rem}
 .gradio-container .cxr .disclaimer{display:none} #answer{overflow:visible;padding:0} #answer .html-container,#viewer .html-container,#card .html-container,#figures .html-container,#data-board .html-container,#model-board .html-container,#drift-board .html-container{padding:0!important} #answer .cxr{min-height:9rem}
 #side .lead h2{font-size:1rem;font-weight:650;margin:0;color:var(--ink)} #side .lead p{margin:0;font-size:.88rem;color:var(--soft)} #side{gap:.7rem}
 #drop{min-height:150px;border:1.5px dashed var(--accent);border-radius:10px} #drop .wrap{color:var(--accent)} #examples .grid-container{grid-template-columns:1fr 1fr!important;gap:.5rem;height:auto!important;min-height:0} #examples .grid-wrap{height:auto!important;min-height:0!important;max-height:none} #examples .caption-label{font-size:.72rem;max-width:94%;left:3%;right:3%;bottom:3%;width:fit-content} .quiet{color:var(--soft);font-size:.9rem}
+@media (min-width:1100px){#work{display:grid!important;grid-template-columns:minmax(0,1fr) 21rem;grid-template-rows:auto auto 1fr;align-items:start} #work>#viewer{grid-row:1/4} #work>#card,#work>#form{grid-column:2} #work:has(#card article)>#viewer,#work:has(#card article)>#form{grid-row:1} #work:has(#card article)>#card{grid-column:1/-1;grid-row:2} #work #label .wrap{display:grid;grid-template-columns:1fr 1fr} #work #label .wrap label,#work #severity .wrap label{padding:.22rem .45rem;font-size:.8rem;line-height:1.25} #work #form{gap:.5rem}}
 #worklist .wrap{flex-direction:column;flex-wrap:nowrap;gap:.35rem} #worklist .wrap label{width:100%} #label .wrap,#severity .wrap{gap:.4rem} #who{align-items:center} #model-card{font-size:.92rem} #model-card table{display:block;overflow-x:auto} kbd{font:inherit;font-weight:600;white-space:nowrap}
 .gradio-container :focus-visible{outline:2px solid var(--accent)!important;outline-offset:2px}
 @media (max-width:640px){#parts [role=tab]{padding-left:.55rem;padding-right:.55rem;font-size:.88rem} #always{font-size:.78rem;padding:.45rem .8rem} .gradio-container .main{padding:.5rem .7rem!important} .gradio-container main{padding:0!important} .cxr{padding:1rem}}
@@ -185,7 +209,18 @@ PAGE_CSS = (CSS + BENEFIT_CSS + BOARD_CSS + VIEWER_CSS).replace(".cxr ", ".gradi
 OPEN_PART = "() => { const want = {physician: 1, data: 2, model: 3}[new URLSearchParams(location.search).get('view')]; if (want) document.querySelectorAll('#parts [role=tab]')[want]?.click() }"
 
 PAGE_JS = """
-new MutationObserver(() => document.querySelectorAll('#drop input[type=file]:not([accept*=dcm])').forEach(i => i.accept = 'image/*,.dcm,.dicom,.dic,application/dicom')).observe(document.documentElement, {childList: true, subtree: true});
+(() => {
+  const all = q => document.querySelectorAll(q), one = q => document.querySelector(q);
+  let said = '';
+  new MutationObserver(() => {
+    all('#drop input[type=file]:not([accept*=dcm])').forEach(i => i.accept = 'image/*,.dcm,.dicom,.dic,application/dicom');
+    all('.tab-container.visually-hidden:not([inert])').forEach(t => t.inert = true);
+    const at = one('#said'), card = one('#answer .cxr[data-study]'), words = card ? ['h2', '.chip'].map(q => card.querySelector(q)?.textContent).filter(w => w).join('. ') : '', key = card ? card.dataset.study + words : '';
+    if (!at || key === said) return;
+    said = key; at.textContent = '';
+    if (words) setTimeout(() => { if (said === key) at.textContent = words }, 150);
+  }).observe(document.documentElement, {childList: true, subtree: true});
+})();
 """
 
 # %% ../../nbs/clinic/app.ipynb #c015
@@ -194,7 +229,7 @@ def patient_fields() -> list:
     import gradio as gr
     with gr.Accordion(S["about"], open=False):
         gr.Markdown(S["about_note"], elem_classes="quiet")
-        age = gr.Textbox(label=S["age"], max_length=5)  # a number field of Gradio's shows and sends 0 where nothing was typed
+        age = gr.Textbox(label=S["age"], info=S["age_note"], max_length=20)  # a number field of Gradio's shows and sends 0 where nothing was typed
         sex = gr.Radio([(v.capitalize(), k) for k, v in S["sexes"].items()], label=S["sex"])
         symptoms = gr.CheckboxGroup([(s.capitalize(), s) for s in get_args(Symptom)], label=S["symptoms"])
         as_sent(sex, symptoms)
@@ -209,11 +244,12 @@ def film_side(room: ReadingRoom, films: list[Path]) -> tuple:
         gr.HTML(f'<h2>{S["drop"]}</h2><p>{S["drop_note"]}</p>', elem_classes="lead")
         drop = gr.File(label=S["drop"], show_label=False, elem_id="drop", height=150)
         drop.preprocess = lambda sent: sent and sent.path  # Gradio's own makes an empty file for every upload, and leaves it
+        again = gr.Button(S["read_again"], variant="primary", visible=False, elem_id="again")
         about, gallery = patient_fields(), None
         if films:
             gr.HTML(f'<h2>{S["examples"]}</h2><p>{S["examples_note"]}</p>', elem_classes="lead")
             gallery = gr.Gallery([(str(f), example_caption(f)) for f in films], label=S["examples"], show_label=False, columns=2, height="auto", allow_preview=False, interactive=False, buttons=[], object_fit="cover", elem_id="examples")
-    return drop, about, gallery
+    return drop, again, about, gallery
 
 
 SHOW = "() => { const a = document.querySelector('#answer'), y = a.getBoundingClientRect().top; if (y < 0 || y > innerHeight / 2) a.scrollIntoView({block: 'start'}) }"
@@ -224,22 +260,27 @@ def film_tab(room: ReadingRoom) -> None:
     import gradio as gr
     films, uploads = example_films(room), uploads_folder(room)
     if films: gr.set_static_paths([films[0].parent])  # shown from where they are: in the upload folder somebody's upload of the same film would delete them
-    study = gr.State("")
+    study, told, waiting = gr.State(""), gr.State(""), gr.State("")   # waiting: a film that was not touched, since something else was wrong
     with gr.Row():
-        drop, about, gallery = film_side(room, films)
+        drop, again, about, gallery = film_side(room, films)
         with gr.Column(scale=3, min_width=320): answer = gr.HTML(waiting_card(), elem_id="answer")
 
+    def given(film, age, sex, symptoms, complaint, request):
+        card, study_id = read(room, film, age, sex, symptoms, complaint, lambda: page_sender(room, request.cookies))
+        return card, study_id, told_line(complaint or ""), *(("", None, [], "") if study_id else map(lambda _: gr.skip(), about))   # the next film may be another person's; what was wrong can be mended
     def dropped(path, age, sex, symptoms, complaint, request: gr.Request):
-        if not path: return waiting_card(), "", None, *map(lambda _: gr.skip(), about)
-        card, study_id = read(room, lambda: take(path, uploads), age, sex, symptoms, complaint, lambda: page_sender(room, request.cookies))
-        return card, study_id, None, *((None, None, [], "") if study_id else map(lambda _: gr.skip(), about))   # the next film may be another person's; what was wrong can be mended
-    def chosen(age, sex, symptoms, complaint, event: gr.SelectData, request: gr.Request): return read(room, lambda: films[event.index].read_bytes(), age, sex, symptoms, complaint, lambda: page_sender(room, request.cookies))
-    def explained(study_id): yield gr.skip(); yield from follow(room, study_id)  # a generator that yields nothing would empty the card
+        if not path: return [gr.skip()] * (6 + len(about))   # Enter in the field for the age, and no film waits
+        taken = []
+        out = given(lambda: taken.append(1) or take(path, uploads), age, sex, symptoms, complaint, request)
+        return *out, None, "" if taken else path, gr.update(visible=not taken)   # it need not be dropped again
+    def chosen(age, sex, symptoms, complaint, event: gr.SelectData, request: gr.Request): return given(lambda: films[event.index].read_bytes(), age, sex, symptoms, complaint, request)
+    def explained(study_id, told): yield gr.skip(); yield from follow(room, study_id, told=told)  # a generator that yields nothing would empty the card
     show = dict(fn=None, js=SHOW, queue=False)
-    after = dict(inputs=study, outputs=answer, show_progress="hidden", concurrency_limit=16, api_visibility="private")
-    given = [drop.upload(dropped, [drop, *about], [answer, study, drop, *about], concurrency_limit=4, show_progress_on=answer, api_visibility="private")]
-    if gallery: given.append(gallery.select(chosen, about, [answer, study], concurrency_limit=4, show_progress_on=answer, api_visibility="private"))
-    for event in given:
+    after = dict(inputs=[study, told], outputs=answer, show_progress="hidden", concurrency_limit=16, api_visibility="private")
+    asked, shown = dict(concurrency_limit=4, show_progress_on=answer, api_visibility="private"), [answer, study, told, *about]
+    events = [e(dropped, [film, *about], [*shown, drop, waiting, again], **asked) for e, film in ((drop.upload, drop), (again.click, waiting), (about[0].submit, waiting))]
+    if gallery: events.append(gallery.select(chosen, about, shown, **asked))
+    for event in events:
         event.then(**show)
         event.then(explained, **after)   # not after `show`: Gradio goes no further than an event without a function
 
@@ -269,7 +310,7 @@ def build_page(room: ReadingRoom):
     "The page, a `gradio.Blocks`."
     import gradio as gr
     with gr.Blocks(title=S["title"], delete_cache=(600, 1800), fill_width=True) as page:
-        gr.HTML(f'<h1>{S["title"]}</h1><p>{S["tagline"]}</p><div id="always" role="note">{S["disclaimer"]}</div>', elem_id="top")
+        gr.HTML(f'<h1>{S["title"]}</h1><p>{S["tagline"]}</p><p id="said" role="status" aria-live="polite"></p><div id="always" role="note">{S["disclaimer"]}</div>', elem_id="top")
         with gr.Tabs(elem_id="parts"):
             with gr.Tab(S["tabs"]["film"], id="film"): film_tab(room)
             with gr.Tab(S["tabs"]["physician"], id="physician"): desk_tab(room, page)
@@ -324,6 +365,18 @@ def narrowed(page) -> None:
     page.state_session_capacity = 3000   # sessions that are remembered; each kept its films, and ten thousand filled the memory
 
 
+def add_tried(app, room: ReadingRoom) -> None:
+    "What can be printed of an example, at addresses of the page's process: nobody else knows its study."
+    def known(study_id: str) -> str:
+        if study_id not in room.tried: raise no_study()
+        return study_id
+    private = {"Cache-Control": "no-store"}
+    @app.get("/tried/{study_id}/report.html", include_in_schema=False)
+    def printed(study_id: str): return Response(room.page(known(study_id)), media_type="text/html", headers=private)
+    @app.get("/tried/{study_id}/consultation.pdf", include_in_schema=False)
+    def sheet(study_id: str): return Response(room.consultation(known(study_id)), media_type="application/pdf", headers=private | {"Content-Disposition": 'inline; filename="example.pdf"'})
+
+
 def mount(
     app,  # the FastAPI application, complete but for this
     room: ReadingRoom,
@@ -338,6 +391,7 @@ def mount(
     page.has_launched = True
     narrowed(page)
     films = example_films(room)
+    add_tried(app, room)
     gr.mount_gradio_app(app, page, path="/", theme=theme(), head=f"<style>{PAGE_CSS}</style><script>{VIEWER_JS}{PAGE_JS}</script>", footer_links=[], show_error=False, ssr_mode=False,
                         max_file_size=int(settings().max_upload_mb * 2**20), enable_monitoring=False)
     app.routes[-1].app = PageDoor(app.routes[-1].app, room, films[0].parent if films else None)

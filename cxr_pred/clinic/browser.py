@@ -29,6 +29,7 @@ OWN = {
     "ready": "Ready. Films are read here; nothing is sent.",
     "broken": "The reader could not be loaded. Load this page again.",
     "adults": "The advice here is for adults. Have a doctor see a child today: children fall ill faster, and what is urgent in them is another list.",
+    "example": "This film is one of the examples that come with this page: a drawing, and nobody's X-ray.",
     "waiting": "Choose a film, or try an example. It is read in this browser and never leaves this device.",
 }
 

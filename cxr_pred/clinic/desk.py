@@ -19,7 +19,7 @@ from .auth import Who, clinic_settings, physician_who
 from .benefit import benefit, benefit_html
 from .door import COOKIE
 from .reading import Answer, ReadingRoom
-from .report import card_html, patient_line
+from .report import age_words, card_html, patient_line
 from .study import Report
 from .viewer import viewer_html
 from .words import STRINGS as S
@@ -58,8 +58,9 @@ def waited(created: datetime, at: datetime) -> str:
 def row_line(item: Item, at: datetime) -> str:
     "A study of the list as one line, without a hint at the model's answer."
     d = S["desk"]
-    about = ", ".join(p for p in (item.sex and S["sexes"][item.sex], item.age is not None and f"{item.age:g}", item.view) if p) or d["nothing_known"]
-    return d["line"].format(state=d["waits"][item.state], urgent=d["urgent"] if item.urgency == "urgent" else "", about=about, since=waited(item.created_at, at))
+    age = f"{int(item.age)}" if item.age is not None and item.age >= 2 else age_words(item.age)
+    about = ", ".join(p for p in (item.sex and S["sexes"][item.sex], age, item.view) if p) or d["nothing_known"]
+    return d["line"].format(state=d["waits"][item.state], urgent=d["urgent"] if item.urgency == "urgent" else "", about=about, since=waited(item.created_at, at), number=item.study_id[:6])
 
 
 def listed(
@@ -67,9 +68,10 @@ def listed(
     which: str,          # a state of `Filters`
     cursor: str | None,  # of the page before
     limit: int = 15,
+    reader: str = "",    # as `worklist_page`
 ) -> tuple[list[tuple[str, str]], str | None]:   # (line, study id), and the cursor of what follows
     "A page of the worklist."
-    page = worklist_page(room.store, Filters(state=which), cursor, limit)
+    page = worklist_page(room.store, Filters(state=which), cursor, limit, reader)
     return [(row_line(i, now()), i.study_id) for i in page.items], page.next
 
 # %% ../../nbs/clinic/desk.ipynb #4426e754
@@ -235,7 +237,7 @@ def desk_tab(room: ReadingRoom, page) -> None:
     box, said, name, password, key, enter = login_fields()
     csrf, marks, seen = (gr.Textbox(elem_id=i, elem_classes="carry", container=False, show_label=False) for i in ("csrf", "marks", "seen"))
     with gr.Column(visible=False, elem_id="desk") as desk:
-        place, study, need = gr.State(None), gr.State(""), gr.State("")
+        here, place, study, need = gr.State(None), gr.State(None), gr.State(""), gr.State("")   # cursors of the page that is shown and of the next one
         with gr.Row(elem_id="who"): who, leave = gr.HTML(), gr.Button(d["logout"], size="sm", scale=0, min_width=110)
         with gr.Row():
             with gr.Column(scale=1, min_width=270, elem_id="side"):
@@ -246,25 +248,29 @@ def desk_tab(room: ReadingRoom, page) -> None:
                 shortcuts()
             with gr.Column(scale=3, min_width=320):
                 message = gr.Markdown(d["choose"], elem_id="message")
-                viewer, card = gr.HTML(elem_id="viewer"), gr.HTML(elem_id="card")
-                form, title, label, severity, edited, send = reading_form()
+                with gr.Column(elem_id="work"):
+                    viewer, card = gr.HTML(elem_id="viewer"), gr.HTML(elem_id="card")
+                    form, title, label, severity, edited, send = reading_form()
         figures = gr.HTML(elem_id="figures")
     as_sent(which, rows)
-    wire(room, page, Parts(message, viewer, card, form, title, label, severity, edited, study, need), dict(box=box, said=said, name=name, password=password, key=key, enter=enter, desk=desk, csrf=csrf, marks=marks, seen=seen, place=place, who=who, leave=leave, figures=figures, which=which, rows=rows, top=top, more=more, find=find, send=send))
+    wire(room, page, Parts(message, viewer, card, form, title, label, severity, edited, study, need), dict(box=box, said=said, name=name, password=password, key=key, enter=enter, desk=desk, csrf=csrf, marks=marks, seen=seen, here=here, place=place, who=who, leave=leave, figures=figures, which=which, rows=rows, top=top, more=more, find=find, send=send))
 
 
 def wire(room: ReadingRoom, page, parts: Parts, x: dict) -> None:
     "Let the desk's parts call the functions above. A closure an event, since each needs the room and the request; none has logic of its own."
     import gradio as gr
-    outside = lambda why: [gr.update(visible=True), gr.update(visible=False), "", "", gr.update(choices=[], value=None), gr.update(interactive=False), None, why, *shown(None)]
-    inside = [x["box"], x["desk"], x["who"], x["figures"], x["rows"], x["more"], x["place"], x["said"]]
+    outside = lambda why: [gr.update(visible=True), gr.update(visible=False), "", "", gr.update(choices=[], value=None), gr.update(interactive=False), None, why, None, *shown(None)]
+    inside = [x["box"], x["desk"], x["who"], x["figures"], x["rows"], x["more"], x["place"], x["said"], x["here"]]
 
     def sit(which, cursor, request: gr.Request, nobody=gr.skip()):  # nobody: what is said to one who is not logged in; at first nothing, and what the log-in said stays
         try:
             who = who_sits(room, request.cookies)
-            found, after = listed(room, which, cursor)
+            try: found, after = listed(room, which, cursor, reader=who.name)
+            except InputError as e:
+                if e.code != "bad_cursor": raise
+                cursor, (found, after) = None, listed(room, which, None, reader=who.name)   # the list was changed while an answer was on its way
             return [gr.update(visible=False), gr.update(visible=True), f'<p class="quiet">{escape(S["desk"]["who"].format(name=who.name, role=who.role))}</p>', benefit_html(benefit(room.store, room.metrics)),
-                    gr.update(choices=found, value=None, info=None if found else S["desk"]["empty"]), gr.update(interactive=after is not None), after, "", *[gr.skip()] * len(parts)]
+                    gr.update(choices=found, value=None, info=None if found else S["desk"]["empty"]), gr.update(interactive=after is not None), after, "", cursor, *[gr.skip()] * len(parts)]
         except InputError as e: return outside(S["desk"]["closed"] if e.code == "feedback_closed" else nobody if e.code == "wrong_key" else telling(e))
         except Exception as e: return outside(telling(e))
     def from_top(which, request: gr.Request): return sit(which, None, request)
@@ -300,4 +306,4 @@ def wire(room: ReadingRoom, page, parts: Parts, x: dict) -> None:
     for event, given in ((x["rows"].input, x["rows"]), (x["find"].submit, x["find"])): event(opened, given, list(parts), trigger_mode="always_last", **quiet).then(fn=None, js=SEEN, queue=False)
     done = x["send"].click(sent, [x["csrf"], x["marks"], x["seen"], parts.study, parts.need, parts.label, parts.severity, parts.edited], list(parts), js=FILL, **quiet)
     done.then(fn=None, js=SEEN, queue=False)   # two events after one: Gradio goes no further than one without a function
-    done.then(**renew)
+    done.then(**renew | dict(fn=further, inputs=[x["which"], x["here"]]))   # whoever reads in the middle of the list stays there

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAY_BE_NORMAL', 'LIGHT', 'DARK', 'CSS', 'CARD', 'PAGE', 'picture_png', 'data_uri', 'headline', 'bars', 'settled_name',
-           'settled_line', 'settled_when', 'set_sentence', 'place_words', 'age_words', 'patient_line', 'card_html',
-           'html_report', 'print_report']
+           'settled_line', 'settled_when', 'first_bars', 'set_sentence', 'place_words', 'age_words', 'patient_line',
+           'card_html', 'html_report', 'print_report']
 
 # %% ../../nbs/clinic/report.ipynb #c002
 import base64, io
@@ -19,7 +19,7 @@ from .study import Patient, Report, Settled
 from ..data.dicom import OLDEST
 from .words import STRINGS, confidence_line, flag_words, percent
 from ..data.images import Film
-from ..data.labels import LIMB, NAMES
+from ..data.labels import CHEST, LIMB, NAMES
 from ..vision.classify import heat_overlay
 from ..vision.finding import Finding
 
@@ -42,13 +42,14 @@ def data_uri(
 
 # %% ../../nbs/clinic/report.ipynb #c010
 def headline(report: Report) -> str:
-    "The first line of an answer: the class's name, or that there is none."
-    return STRINGS["headline"][report.status].format(name=report.finding and NAMES[report.finding.label])
+    "The first line of an answer: the class's name, or that there is none; of an example that it is one."
+    said = STRINGS["headline"][report.status].format(name=report.finding and NAMES[report.finding.label])
+    return STRINGS["example"].format(headline=said) if report.example else said
 
 
 def bars(finding: Finding) -> list[dict]:
-    "All ten classes, most probable first: name, percentage, and whether the prediction set holds it."
-    ranked = sorted(finding.probabilities.items(), key=lambda kv: -kv[1])
+    "All ten classes, those of the answer's part of the body before the others and the most probable first: name, percentage, and whether the prediction set holds it."
+    ranked = sorted(finding.probabilities.items(), key=lambda kv: ((kv[0] in LIMB) != (finding.label in LIMB), -kv[1]))
     return [dict(name=NAMES[k], percent=percent(p), width=round(100 * p, 1), inside=k in finding.prediction_set) for k, p in ranked]
 
 
@@ -73,6 +74,11 @@ def settled_when(report: Report) -> str:
     return f"{how} {STRINGS['settled']['revised']}" if said.revised else how
 
 
+def first_bars(finding: Finding) -> int:
+    "How many of the bars are of the answer's part of the body: four of a chest, six of a limb."
+    return len(LIMB if finding.label in LIMB else CHEST)
+
+
 MAY_BE_NORMAL = 0.05   # the chance that nothing is wrong from which on it is said beside an illness
 
 
@@ -92,9 +98,9 @@ def place_words(report: Report) -> str:
 def age_words(
     years: float | None,  # up to 90, which stands for more (`clinic.study.Patient`)
 ) -> str:
-    "An age as people say it: weeks and months of the very young; empty where it is not known."
+    "An age as people say it: whole years, of the very young months and weeks; empty where it is not known."
     if years is None: return ""
-    kind, n = ("old", 0) if years >= OLDEST else ("years", years) if years >= 2 else ("months", round(12 * years)) if years >= 0.25 else ("weeks", round(52 * years))
+    kind, n = ("old", 0) if years >= OLDEST else ("years", int(years)) if years >= 2 else ("months", round(12 * years)) if years >= 0.25 else ("weeks", round(52 * years))
     return STRINGS["ages"][kind].format(n=n)
 
 
@@ -142,6 +148,8 @@ CARD = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
 
 <div class="top"><h2>{{ headline }}</h2>
 {% if r.explanation and (r.status == 'ok' and not r.overruled or r.explanation.urgency != 'routine') %}<span class="chip {{ r.explanation.urgency }}">{{ s.urgency[r.explanation.urgency] }}</span>{% endif %}</div>
+{% if r.example %}<p class="note" style="margin-top:.5rem">{{ s.example_note }}</p>{% endif %}
+{% if told %}<p class="note" style="margin-top:.5rem">{{ told }}</p>{% endif %}
 {% if r.status == 'ok' %}<p class="sure">{{ sure }}</p><p class="soft">{{ in_set }}</p>{% elif not r.explanation %}<p class="sure">{{ s.reason[r.reason_code] }}</p>{% endif %}
 <div class="grid{{ ' alone' if film and not over }}">
 {% if film %}<section class="pic"><div class="pictures {{ 'two' if over else 'single' }}">
@@ -157,7 +165,7 @@ CARD = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
 {% if r.explanation.next_steps %}<h3 style="margin-top:1rem">{{ s.next_steps }}</h3><ul>{% for step in r.explanation.next_steps %}<li>{{ step }}</li>{% endfor %}</ul>{% endif %}
 <p class="soft">{{ s.source[r.explanation.source] }}</p>
 {% elif r.explanation_status == 'pending' %}{% if heard %}<p>{{ heard|join(' ') }}</p>{% endif %}<p class="pending" role="status">{{ s.explanation_pending }}</p>{% else %}<p class="soft">{{ s.explanation_off }}</p>{% endif %}</section>
-{% if r.status == 'ok' %}<section class="bars"><h3>{{ s.confidence }}</h3>{{ rows(items[:4]) }}<details{{ ' open' if full }}><summary>{{ items[4:]|length }} more</summary>{{ rows(items[4:]) }}</details></section>
+{% if r.status == 'ok' %}<section class="bars"><h3>{{ s.confidence }}</h3>{{ rows(items[:first]) }}<details{{ ' open' if full }}><summary>{{ items[first:]|length }} more</summary>{{ rows(items[first:]) }}</details></section>
 {% elif r.finding %}<section class="bars"><details{{ ' open' if full }}><summary>{{ s.considered }}</summary>{{ rows(items) }}</details></section>{% endif %}
 {% if r.status == 'ok' or flags or patient %}<section class="about"><h3>{{ s.quality }}</h3><dl>
 {% if r.status == 'ok' %}<dt>{{ s.zones }}</dt><dd>{{ zones }}</dd><dt>{{ s.severity }}</dt><dd>{{ s.severities[r.finding.severity] }}</dd>{% endif %}
@@ -176,13 +184,14 @@ def card_html(
     full: bool = False,              # everything unfolded, for print
     link: str = "",                  # address of the study, for what can be printed of it
     heard: Sequence[str] = (),       # sentences of an explanation that is being written
+    told: str = "",                  # what was understood of the sender's own words
 ) -> str:
     "The report as a piece of HTML that stands alone but for CSS."
     f = report.finding
     drawn = film is not None and heat is not None and report.status == "ok"
     wide = drawn and report.spread
     over = drawn and not wide
-    return CARD.render(r=report, s=STRINGS, full=full, link=link, heard=[*heard], settled=settled_line(report), settled_when=settled_when(report), headline=headline(report), patient=patient_line(report.patient),
+    return CARD.render(r=report, s=STRINGS, full=full, link=link, told=told, first=first_bars(f) if f else 0, heard=[*heard], settled=settled_line(report), settled_when=settled_when(report), headline=headline(report), patient=patient_line(report.patient),
         sure=confidence_line(f) if f else "", in_set=set_sentence(f) if f else "", items=bars(f) if f else [], flags=[flag_words(q) for q in f.quality_flags] if f else [],
         zones=place_words(report), wide=wide, note=STRINGS["heat_note" if f and f.region == "chest" else "heat_note_limb"],
         name=STRINGS["picture" if report.status == "rejected" else "film"], film=data_uri(Image.fromarray(film.pixels)) if film is not None else "", over=data_uri(heat_overlay(film.pixels, heat, 640)) if over else "")
@@ -218,7 +227,7 @@ def print_report(
     from rich.text import Text
     f, e, parts = report.finding, report.explanation, []
     table = Table(box=None, show_header=False, padding=(0, 1))
-    for b in bars(f)[:4] if f and report.status == "ok" else []:
+    for b in bars(f)[:first_bars(f)] if f and report.status == "ok" else []:
         table.add_row(b["name"], Text("█" * round(b["width"] / 4), style="cyan" if b["inside"] else "dim"), f"{b['percent']} %")
     if report.settled: parts += [Text(settled_line(report), style="bold"), Text(settled_when(report), style="dim"), Text(), Text(f"{STRINGS['settled']['program']}: {headline(report)}")]
     if report.status == "ok": parts += [Text(confidence_line(f)), table, Text(f"{STRINGS['zones']}: {place_words(report)}", style="dim")]
@@ -230,5 +239,6 @@ def print_report(
         steps = Table.grid(padding=(0, 1))
         for step in e.next_steps: steps.add_row(" •", step)
         parts += [*([Text()] if parts else []), *hurry, Text(e.summary), *([Text(e.details)] if e.details else []), steps, Text(STRINGS["source"][e.source], style="dim")]
+    if report.example: parts += [*([Text()] if parts else []), Text(STRINGS["example_note"])]
     parts += [Text(), Text(STRINGS["disclaimer"], style="yellow")]
     (console or Console()).print(Panel(Group(*parts), title=Text(": ".join(t for t in (title, settled_line(report) or headline(report)) if t), style="bold"), title_align="left", box=box.ROUNDED))

@@ -36,7 +36,8 @@ VIEWER_CSS = """.cxr.view{padding:.8rem} .cxr.view .scroll{overflow:auto;max-hei
 .cxr.view .box{position:absolute;border:2px solid #ffd54a;box-shadow:0 0 0 1px #000;pointer-events:none} .cxr.view .box.theirs{border-style:dashed;border-color:#7fd8ff} .cxr.view.marking .sheet{cursor:crosshair;touch-action:none}
 .cxr.view .tools{display:flex;flex-wrap:wrap;gap:.5rem 1.1rem;align-items:center;margin:.7rem 0 .3rem} .cxr.view .tools label{display:flex;gap:.5rem;align-items:center;font-size:.85rem;color:var(--soft)} .cxr.view input[type=range]{width:8rem;accent-color:var(--accent)}
 .cxr.view .buttons{display:flex;flex-wrap:wrap;gap:.35rem} .cxr.view button{font:inherit;font-size:.85rem;color:var(--ink);background:var(--tint);border:1px solid var(--line);border-radius:7px;padding:.28rem .65rem;margin:0;box-shadow:none;cursor:pointer;min-height:2rem} .cxr.view button:hover{border-color:var(--accent)} .cxr.view button[aria-pressed=true]{background:var(--accent);color:var(--paper);border-color:var(--accent)}
-.cxr.view :focus-visible{outline:2px solid var(--accent);outline-offset:2px}"""
+.cxr.view :focus-visible{outline:2px solid var(--accent);outline-offset:2px}
+@media (min-width:1100px){.cxr.view .scroll{max-height:78vh} .cxr.view .sheet{width:calc(min(100%, 76vh * var(--aspect)) * var(--zoom))}}"""
 
 
 def viewer_html(
@@ -87,7 +88,13 @@ window.cxr = (() => {
   });
   document.addEventListener('pointermove', e => { if (drawn) drag(e) });
   document.addEventListener('pointerup', e => { if (!drawn) return; const [, , w, h] = JSON.parse(drawn.box.dataset.box); if (w < 0.01 || h < 0.01) drawn.box.remove(); drawn = null });
-  const step = by => { const rows = all('#worklist input[type=radio]'), i = rows.findIndex(r => r.checked), n = rows[i < 0 ? (by > 0 ? 0 : rows.length - 1) : i + by]; if (n) { n.click(); n.focus() } };
+  let order = [], current = null;   // the list as it stood when a study was chosen from it: after an answer it is another one, and reading goes on from the same place
+  document.addEventListener('change', e => { if (e.target.matches('#worklist input[type=radio]')) { order = all('#worklist input[type=radio]').map(r => r.value); current = e.target.value } });
+  const beside = (rows, by) => {
+    const at = order.indexOf(current), there = at < 0 ? [] : by > 0 ? order.slice(at + 1) : order.slice(0, at).reverse(), id = there.find(v => rows.some(r => r.value === v));
+    return rows.find(r => r.value === id) ?? (by > 0 ? rows.find(r => !order.includes(r.value)) ?? rows[0] : rows[rows.length - 1]);
+  };
+  const step = by => { const rows = all('#worklist input[type=radio]'), i = rows.findIndex(r => r.checked), n = i < 0 ? beside(rows, by) : rows[i + by]; if (n) { n.click(); n.focus() } };
   const keys = {j: () => step(1), k: () => step(-1), h: v => v && acts.heat(v), '+': v => v && acts.nearer(v), '-': v => v && acts.further(v), f: v => v && acts.fit(v), i: v => v && acts.invert(v), m: v => v && acts.mark(v), r: v => v && acts.reset(v)};
   document.addEventListener('keydown', e => {
     const desk = one('#desk'), on = one('#shortcuts input[type=checkbox]');

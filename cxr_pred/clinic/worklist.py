@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Literal, NamedTuple
 
 from pydantic import BaseModel
-from sqlalchemy import func, select, tuple_, union_all
+from sqlalchemy import exists, func, select, tuple_, union_all
 
 from ..core import InputError
 from ..data.labels import Label
@@ -144,6 +144,7 @@ def worklist_page(
     filters: Filters = Filters(),
     cursor: str | None = None,   # of the page before; None: from the top
     limit: int = 50,             # rows
+    reader: str = "",            # a physician: of what needs somebody, what waits for a second reader after their own reading is left out
 ) -> Page:
     "A page of the worklist: urgent first, then doubtful, then old. Raises `InputError` bad_cursor."
     after = place_of(filters, cursor) if cursor else None
@@ -152,6 +153,7 @@ def worklist_page(
         if filters.label: q = q.where(Study.label == str(filters.label))
         if filters.status: q = q.where(Study.status == filters.status)
         if after: q = q.where(tuple_(*ORDER) > after)
+        if reader and state == "second" and filters.state == "open": q = q.where(~exists().where(Feedback.study_id == Study.id, Feedback.physician == reader))
         return q
     walks = [walk(state) for state in filters.states()]
     page = walks[0] if len(walks) == 1 else union_all(*(select(w.subquery()) for w in walks)).order_by("rank", "created_at", "id").limit(limit + 1)

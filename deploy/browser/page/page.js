@@ -88,14 +88,17 @@ async function pictures(answer) {
   return make('div', { className: 'pictures two' }, plain, figure);
 }
 
-async function answerCard(answer) {
+async function answerCard(answer, example) {
   const { status, reason_code, finding: f, timings } = answer, ok = status === 'ok', said = page.facts && explain(answer, page);
-  const ranked = f && Object.keys(names).sort((a, b) => f.probabilities[b] - f.probabilities[a]), flags = f?.quality_flags ?? [];
-  const bars = f && (ok ? [make('h3', { textContent: S.confidence }), ...ranked.slice(0, 4).map(l => bar(f, l)), make('details', {}, make('summary', { textContent: `${ranked.length - 4} more` }), ranked.slice(4).map(l => bar(f, l)))]
+  const chest = l => page.chest.includes(l), mine = f && Object.keys(names).filter(l => chest(l) === chest(f.label)).length;   // of the answer's part of the body
+  const ranked = f && Object.keys(names).sort((a, b) => (chest(b) === chest(f.label)) - (chest(a) === chest(f.label)) || f.probabilities[b] - f.probabilities[a]), flags = f?.quality_flags ?? [];
+  const bars = f && (ok ? [make('h3', { textContent: S.confidence }), ...ranked.slice(0, mine).map(l => bar(f, l)), make('details', {}, make('summary', { textContent: `${ranked.length - mine} more` }), ranked.slice(mine).map(l => bar(f, l)))]
     : [make('details', {}, make('summary', { textContent: S.considered }), ranked.map(l => bar(f, l)))]);
+  const headline = ok ? names[f.label] : S.headline[status];
   const ms = timings && Object.values(timings).reduce((a, b) => a + b, 0);
   return article({ status, reason: reason_code, label: ok ? f.label : '' },
-    make('div', { className: 'top' }, make('h2', { textContent: ok ? names[f.label] : S.headline[status] }), said && (ok || said.urgency !== 'routine') && make('span', { className: `chip ${said.urgency}`, textContent: S.urgency[said.urgency] })),
+    make('div', { className: 'top' }, make('h2', { textContent: example ? fill(S.example, { headline }) : headline }), said && (ok || said.urgency !== 'routine') && make('span', { className: `chip ${said.urgency}`, textContent: S.urgency[said.urgency] })),
+    example && make('p', { className: 'note', textContent: page.own.example }),
     ok ? make('p', { className: 'sure', textContent: fill(S[f.label.startsWith('FRACTURE') ? 'confidence_line_limb' : 'confidence_line'], { word: confidenceWord(f.probability).replace(/^./, c => c.toUpperCase()), percent: percent(f.probability) }) }) : !said && make('p', { className: 'sure', textContent: S.reason[reason_code] }),
     ok && make('p', { className: 'soft', textContent: setSentence(f) }),
     make('div', { className: ok && !answer.spread ? 'grid' : 'grid alone' }, make('section', { className: 'pic' }, await pictures(answer)),
@@ -117,13 +120,13 @@ function show(card) {
   if (top < 0 || top > innerHeight / 2) $('#answer').scrollIntoView({ block: 'start' });
 }
 
-async function read(file) {
+async function read(file, example = false) {
   const id = ++asked;
   $('main').classList.add('read');
   show(workingCard());
   const answer = await new Promise(done => { waiting.set(id, done); file.arrayBuffer().then(b => worker.postMessage({ id, bytes: new Uint8Array(b) }, [b]), () => done({ error: { code: 'upload_gone', message: S.error_internal, hint: '' } })); });
   waiting.delete(id);
-  const card = answer.error ? errorCard(answer.error) : await answerCard(answer.answer).catch(() => errorCard({ code: 'internal_error', hint: '' }));
+  const card = answer.error ? errorCard(answer.error) : await answerCard(answer.answer, example).catch(() => errorCard({ code: 'internal_error', hint: '' }));
   if (id === asked) show(card);   // an answer to an earlier film must not stand under a later one
 }
 
@@ -155,7 +158,7 @@ $('#trial h2').textContent = S.examples;
 $('#trial p').textContent = S.examples_note;
 $('#examples').append(...page.examples.map(({ file, caption }) => {
   const button = make('button', { type: 'button' }, make('img', { src: file, alt: '', loading: 'lazy' }), make('span', { textContent: caption }));
-  button.onclick = async () => read(await (await fetch(file)).blob());
+  button.onclick = async () => read(await (await fetch(file)).blob(), true);
   return button;
 }));
 
