@@ -14,7 +14,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 from PIL import Image
 
-from .report import bars, headline, patient_line, picture_png, place_words, set_sentence, settled_line, settled_when
+from .report import bars, first_bars, headline, patient_line, picture_png, place_words, set_sentence, settled_line, settled_when
 from .study import Report
 from .words import STRINGS as S
 from .words import confidence_line, flag_words
@@ -91,7 +91,7 @@ def story(
     P = lambda text, kind="text", **more: Paragraph(plain(text), st[kind], **more)
     items = lambda texts: [P(t, "item", bulletText="\u2022") for t in texts]
     part = lambda name, *pieces: [KeepTogether([P(name, "head"), *pieces])]
-    sure = [P(confidence_line(f)), *bar_table(bars(f)[:4], st["soft"]), P(set_sentence(f), "soft")] if report.status == "ok" else []
+    sure = [P(confidence_line(f)), *bar_table(bars(f)[:first_bars(f)], st["soft"]), P(set_sentence(f), "soft")] if report.status == "ok" else []
     fallen = [P(S["settled"]["note"], "warn")] if report.overruled else []   # what was written about an answer that does not stand
     about = [P(f"{S['zones']}: {place_words(report)}. {S['severity']}: {S['severities'][f.severity]}.", "soft")] if report.status == "ok" else []
     return [P(s["title"], "title"), P(s["lead"].format(date=f"{at:%Y-%m-%d %H:%M}") if at else s["lead_undated"], "lead"), P(S["disclaimer"], "warn"),
