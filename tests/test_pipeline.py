@@ -6,10 +6,12 @@ import shutil
 import nbformat
 import pytest
 import yaml
+from dvc.utils.hydra import apply_overrides
 from nbformat.v4 import new_code_cell, new_notebook
 
 from cxr_pred import pipeline
-from cxr_pred.core import CxrError, SetupError, root
+from cxr_pred.core import PROFILES, CxrError, SetupError, load_params, params_path, root
+from cxr_pred.vision.recipes import dvc_flags, recipe
 
 ROOT = root()
 HERE = [s for s in pipeline.STAGES if pipeline.stage_notebook(s).exists()]
@@ -53,6 +55,22 @@ def test_failed_cell_says_its_sentence_and_keeps_the_half_run_notebook(project):
         pipeline.run_stage("gate", notebook=nb)
     assert e.value.code == "stage_failed" and "cxr-pred fetch-data kermany" in str(e.value)
     assert (project / "reports/sample/gate.html").exists()
+
+
+@pytest.mark.parametrize("name", ["tiny", "small", "lora", "large"])
+@pytest.mark.parametrize("profile", PROFILES)
+def test_what_a_recipe_sets_arrives_as_it_was_meant(name, profile, tmp_path, monkeypatch):
+    "By way of `-S`: DVC writes the file, the stage reads it. 2e-05 came as text."
+    file = params_path(profile).relative_to(ROOT).as_posix()
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    for f in ("settings.ini", "params.yaml", file): shutil.copy(ROOT / f, tmp_path / f)
+    set_by = [a.removeprefix(f"{file}:") for a in dvc_flags(name, profile)[2::2]]
+    before, wanted = load_params(profile, "train_vit"), recipe(name)
+    monkeypatch.setenv("CXR_ROOT", str(tmp_path))
+    apply_overrides(tmp_path / file, [*set_by, "train_vit.weight_decay=0.00001", "train_llm.lr=3E-6"])
+    after = load_params(profile, "train_vit")
+    assert after == before | wanted | {"weight_decay": 1e-5} and load_params(profile, "train_llm")["lr"] == 3e-6
+    assert {k: type(v) for k, v in after.items() if k not in wanted} == {k: type(v) for k, v in before.items() if k not in wanted}
 
 
 def stages(path):
