@@ -1,6 +1,7 @@
 "The runner: parameters arrive, output is the same twice, and a failed cell says what matters."
 import ast
 import hashlib
+import re
 import shutil
 
 import nbformat
@@ -134,3 +135,23 @@ def test_dvc_depends_on_all_code_that_a_stage_runs(profile):
     for stage, said in stages(ROOT / profile).items():
         assert f"nbs/pipelines/{stage}.ipynb" in said["deps"]
         assert {d for d in said["deps"] if d.endswith(".py")} == stage_code(stage), stage
+
+
+# What train_vit leaves in passing, on a machine with a GPU only. DVC cannot depend on a file that may be absent, and need not:
+# the gate on it is timed, so that neither of gate's outs holds its figure (evaluate.gates), and no lock says what a card had free.
+IN_PASSING = {"metrics/bench/gpu.json"}
+
+
+@pytest.mark.parametrize("profile", ["dvc.yaml", "profiles/clinical/dvc.yaml"])
+def test_dvc_depends_on_the_measurements_that_a_stage_reads(profile):
+    read_by = {}
+    for stage, said in stages(ROOT / profile).items():
+        code = "\n".join(c.source for c in nbformat.read(pipeline.stage_notebook(stage), as_version=4).cells if c.cell_type == "code")
+        opened = set(re.findall(r':= Path\("(metrics/bench/[\w.]+)"\)\)\.is_file', code))
+        written = set(re.findall(r'write_\w+\(Path\("(metrics/bench/[\w.]+)"', code))
+        assert set(re.findall(r'Path\("(metrics/bench/[\w.]+)"', code)) == opened | written, f"{stage}: read or written in another way"
+        assert {d for d in said["deps"] if d.startswith("metrics/bench/")} == opened - IN_PASSING, stage
+        read_by |= {f: stage for f in opened}
+    assert read_by == {"metrics/bench/gpu_training.json": "package", "metrics/bench/gpu.json": "gate"} and (ROOT / "metrics/bench/gpu_training.json").is_file()
+    gates = load_params(profile.split("/")[1] if "/" in profile else "sample", "gate")["gates"]
+    assert all(g["timed"] for g in gates if g["metric"].startswith("bench.")), "a figure of this machine would stand in gates.json"
