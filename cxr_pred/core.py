@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['DISCLAIMER', 'PROFILES', 'log', 'CxrError', 'InputError', 'SetupError', 'problem_body', 'root', 'check_profile',
-           'run_dir', 'params_path', 'load_params', 'Settings', 'settings', 'reload_settings', 'seed_everything',
-           'sha256_file', 'rounded', 'write_json', 'read_json']
+           'run_dir', 'params_path', 'ParamsLoader', 'read_yaml', 'load_params', 'Settings', 'settings',
+           'reload_settings', 'seed_everything', 'sha256_file', 'rounded', 'write_json', 'read_json']
 
 # %% ../nbs/00_core.ipynb #c002
-import hashlib, json, logging, math, os, random
+import hashlib, json, logging, math, os, random, re
 from collections.abc import Sequence
 from functools import lru_cache
 from http import HTTPStatus
@@ -96,6 +96,18 @@ def params_path(profile: str = "sample") -> Path:
     return root() / "params.yaml" if check_profile(profile) == "sample" else root() / "profiles" / profile / "params.yaml"
 
 # %% ../nbs/00_core.ipynb #c016
+class ParamsLoader(yaml.SafeLoader):
+    "PyYAML's safe loader, for which 2e-05 is a number, as it is for DVC."
+
+
+ParamsLoader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+def read_yaml(path: Path) -> Any:
+    "Read a YAML file of parameters with the numbers that DVC reads there."
+    return yaml.load(path.read_text(encoding="utf-8"), ParamsLoader)
+
+
 def load_params(
     profile: str = "sample",   # one of PROFILES
     stage: str | None = None,  # one section only, e.g. "etl"
@@ -103,7 +115,7 @@ def load_params(
     "The parameters of a profile, or of one of its stages. Raises `SetupError` for a missing file or section."
     path = params_path(profile)
     if not path.is_file(): raise SetupError("no_params", f"{path} is missing.", "Restore it from git.")
-    params = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    params = read_yaml(path) or {}
     if stage is None: return params
     if stage not in params:
         raise SetupError("no_section", f"{path.name} has no section {stage!r}.", f"It has: {', '.join(params)}.")

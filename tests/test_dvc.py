@@ -34,7 +34,8 @@ def project(tmp_path_factory):
     from cxr_pred.language.sft import grammar_pairs
     folder = tmp_path_factory.mktemp("project")
     for name in ("nbs", "cxr_pred"): shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
-    for name in ("dvc.yaml", "settings.ini"): shutil.copy(ROOT / name, folder)
+    (folder / "metrics/bench").mkdir(parents=True)
+    for name in ("dvc.yaml", "settings.ini", "metrics/bench/gpu_training.json"): shutil.copy(ROOT / name, folder / name)
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     for stage, changed in SMALL.items():
         assert set(changed) <= set(params[stage]), f"{stage} has other parameters"

@@ -1,15 +1,18 @@
 "The runner: parameters arrive, output is the same twice, and a failed cell says what matters."
 import ast
 import hashlib
+import re
 import shutil
 
 import nbformat
 import pytest
 import yaml
+from dvc.utils.hydra import apply_overrides
 from nbformat.v4 import new_code_cell, new_notebook
 
 from cxr_pred import pipeline
-from cxr_pred.core import CxrError, SetupError, root
+from cxr_pred.core import PROFILES, CxrError, SetupError, load_params, params_path, root
+from cxr_pred.vision.recipes import dvc_flags, recipe
 
 ROOT = root()
 HERE = [s for s in pipeline.STAGES if pipeline.stage_notebook(s).exists()]
@@ -53,6 +56,22 @@ def test_failed_cell_says_its_sentence_and_keeps_the_half_run_notebook(project):
         pipeline.run_stage("gate", notebook=nb)
     assert e.value.code == "stage_failed" and "cxr-pred fetch-data kermany" in str(e.value)
     assert (project / "reports/sample/gate.html").exists()
+
+
+@pytest.mark.parametrize("name", ["tiny", "small", "lora", "large"])
+@pytest.mark.parametrize("profile", PROFILES)
+def test_what_a_recipe_sets_arrives_as_it_was_meant(name, profile, tmp_path, monkeypatch):
+    "By way of `-S`: DVC writes the file, the stage reads it. 2e-05 came as text."
+    file = params_path(profile).relative_to(ROOT).as_posix()
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    for f in ("settings.ini", "params.yaml", file): shutil.copy(ROOT / f, tmp_path / f)
+    set_by = [a.removeprefix(f"{file}:") for a in dvc_flags(name, profile)[2::2]]
+    before, wanted = load_params(profile, "train_vit"), recipe(name)
+    monkeypatch.setenv("CXR_ROOT", str(tmp_path))
+    apply_overrides(tmp_path / file, [*set_by, "train_vit.weight_decay=0.00001", "train_llm.lr=3E-6"])
+    after = load_params(profile, "train_vit")
+    assert after == before | wanted | {"weight_decay": 1e-5} and load_params(profile, "train_llm")["lr"] == 3e-6
+    assert {k: type(v) for k, v in after.items() if k not in wanted} == {k: type(v) for k, v in before.items() if k not in wanted}
 
 
 def stages(path):
@@ -116,3 +135,23 @@ def test_dvc_depends_on_all_code_that_a_stage_runs(profile):
     for stage, said in stages(ROOT / profile).items():
         assert f"nbs/pipelines/{stage}.ipynb" in said["deps"]
         assert {d for d in said["deps"] if d.endswith(".py")} == stage_code(stage), stage
+
+
+# What train_vit leaves in passing, on a machine with a GPU only. DVC cannot depend on a file that may be absent, and need not:
+# the gate on it is timed, so that neither of gate's outs holds its figure (evaluate.gates), and no lock says what a card had free.
+IN_PASSING = {"metrics/bench/gpu.json"}
+
+
+@pytest.mark.parametrize("profile", ["dvc.yaml", "profiles/clinical/dvc.yaml"])
+def test_dvc_depends_on_the_measurements_that_a_stage_reads(profile):
+    read_by = {}
+    for stage, said in stages(ROOT / profile).items():
+        code = "\n".join(c.source for c in nbformat.read(pipeline.stage_notebook(stage), as_version=4).cells if c.cell_type == "code")
+        opened = set(re.findall(r':= Path\("(metrics/bench/[\w.]+)"\)\)\.is_file', code))
+        written = set(re.findall(r'write_\w+\(Path\("(metrics/bench/[\w.]+)"', code))
+        assert set(re.findall(r'Path\("(metrics/bench/[\w.]+)"', code)) == opened | written, f"{stage}: read or written in another way"
+        assert {d for d in said["deps"] if d.startswith("metrics/bench/")} == opened - IN_PASSING, stage
+        read_by |= {f: stage for f in opened}
+    assert read_by == {"metrics/bench/gpu_training.json": "package", "metrics/bench/gpu.json": "gate"} and (ROOT / "metrics/bench/gpu_training.json").is_file()
+    gates = load_params(profile.split("/")[1] if "/" in profile else "sample", "gate")["gates"]
+    assert all(g["timed"] for g in gates if g["metric"].startswith("bench.")), "a figure of this machine would stand in gates.json"

@@ -28,7 +28,7 @@ from .labels import LABELS
 from .quality import COLOUR_SHARE, check_flags, smaller
 from .sources import Record, chosen, patients_of, records, source
 from .vocabulary import VOCABULARY
-from .split import assign, exact_duplicates, near_pairs, units, units_in_two_splits
+from .split import assign, check_shares, exact_duplicates, near_pairs, units, units_in_two_splits
 
 # %% ../../nbs/data/etl.ipynb #c005
 def image_id(source: str, path: str) -> str:
@@ -279,7 +279,7 @@ def run_etl(
     run: Path,              # folder of the run; data/ and metrics/ are written below it
     sources: list,          # names in SOURCES, or {name: {option: value}}
     size: int = 224,        # side of a prepared film
-    val_share: float = 0.15,
+    val_share: float = 0.15,  # 0: whoever asks divides the films himself, and a split may stay empty
     test_share: float = 0.15,
     least_test: int = 30,   # films of a source's class wanted in test, up to a third of them
     seed: int = 0,
@@ -288,8 +288,10 @@ def run_etl(
     resize: str = "squash", tone: str = "percentile",  # see `preprocess`
     only: str | Path | list[str] = "",  # image_ids, or a file of them: these films are opened again and no other
 ) -> dict:
-    "Read, check, split and write; returns the metrics. Raises `SetupError` for a missing set, an empty result, an unknown preparation, a unit in two splits, or what `only` cannot have."
+    "Read, check, split and write; returns the metrics. Raises `SetupError` for a missing set, an empty result or split, a size or shares that cannot be, an unknown preparation, a unit in two splits, or what `only` cannot have."
     from cxr_pred.data.fetch import require_sets
+    if size < 1: raise SetupError("bad_size", f"etl.size is {size}.", "Set it to the side of a prepared film in pixels, as train_vit.size.")
+    check_shares(val_share, test_share, least_test)
     how = preparation(dict(size=size, resize=resize, tone=tone))
     raw, run = Path(raw), Path(run)
     require_sets(raw, sources)
@@ -305,6 +307,8 @@ def run_etl(
         good = rows[rows.reason_code.isna()].drop(columns=["reason_code", "reason"])
         if good.empty: raise SetupError("no_films", "Not one film could be read.", "The first reason: " + rows.reason.iloc[0])
         kept, dropped, duplicates = decide(good.reset_index(drop=True), journal.pictures, seed, val_share, test_share, least_test)
+        splits = Counter(kept.split)
+        if val_share and (empty := [s for s in ("train", "val") if not splits[s]]): raise SetupError("empty_split", f"No film is left for {' and '.join(empty)}: {len(kept)} films in {kept.group_id.nunique()} units became {dict(splits)}.", "Films of one patient stay together: give more patients, or other shares.")
         manifest = as_manifest(kept)
         save_films(journal.draft("films.npy"), journal.pictures, kept.sort_values("image_id", kind="stable").position.to_numpy())
         rejects = as_rejects(found, rows, dropped)

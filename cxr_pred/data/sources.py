@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['KERMANY_PATIENT', 'FILM_ENDINGS', 'XRAY', 'QU_EX_TREES', 'PNEUMONIAS', 'FRONTAL', 'BONE_CLASSES', 'SPLIT_NAMES',
-           'HASHED', 'SOURCES', 'Record', 'files_below', 'label_of', 'kermany', 'dicom_header', 'as_masks',
-           'class_folders', 'covid_radiography', 'tb', 'covid_qu_ex', 'same_bytes', 'finding_label', 'read_sheet',
-           'years', 'sex_of', 'covid_chestxray', 'yolo_lines', 'bone_fracture', 'tree_or_zips', 'folders', 'within',
-           'parsed_regions', 'table', 'numbered', 'dicom_hashed', 'dicom_films', 'sample', 'Source', 'source', 'chosen',
-           'records', 'patients_of']
+           'HASHED', 'SOURCES', 'Record', 'files_below', 'meanings', 'check_met', 'label_of', 'kermany', 'dicom_header',
+           'as_masks', 'class_folders', 'covid_radiography', 'tb', 'covid_qu_ex', 'same_bytes', 'finding_label',
+           'read_sheet', 'years', 'sex_of', 'covid_chestxray', 'yolo_lines', 'bone_fracture', 'tree_or_zips', 'folders',
+           'within', 'parsed_regions', 'table', 'numbered', 'dicom_hashed', 'dicom_films', 'sample', 'Source', 'source',
+           'chosen', 'records', 'patients_of']
 
 # %% ../../nbs/data/sources.ipynb #c002
 import csv, hashlib, inspect, io, json, os, re, warnings
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import wraps
@@ -52,14 +53,32 @@ def files_below(
         for name in sorted(files): yield (*Path(here).relative_to(folder).parts, name)
 
 # %% ../../nbs/data/sources.ipynb #c010
+def meanings(
+    classes: dict[str, str | None] | None,    # what names mean; "" or None leaves a class out
+) -> dict[str, str]:
+    "The same, with an empty text for None. Raises `SetupError` for a name that is not text."
+    if odd := [k for k in classes or {} if not isinstance(k, str)]:
+        raise SetupError("class_not_text", f"classes: {odd[0]!r} is not text, YAML reads it as {type(odd[0]).__name__}.", "Put the name in quotes: {\"0\": NORMAL, \"yes\": TUBERCULOSIS}.")
+    return {k: "" if v is None else v for k, v in (classes or {}).items()}
+
+
+def check_met(
+    classes: dict[str, str],   # from `meanings`
+    names: set[str],           # what is there
+    source: str,
+) -> None:
+    "Raise `SetupError` for a class that nothing is called by."
+    if gone := sorted(set(classes) - names): raise SetupError("no_such_class", f"{source}: nothing is called {', '.join(map(repr, gone))}.", f"Correct etl.sources; there are: {', '.join(map(repr, sorted(names)[:10])) or 'no names'}.")
+
+
 def label_of(
     name: str,                                # a folder's name, or a cell of a sheet
-    classes: dict[str, str] | None = None,    # what names mean; "" leaves a class out
+    classes: dict[str, str | None] | None = None,    # what names mean; "" or None leaves a class out
 ) -> str | None:
     "The label that a name means, or None. Raises `SetupError` if `classes` gives what is no label."
     plain = lambda s: re.sub(r"[^A-Z0-9]", "", s.upper())
-    if (classes or {}).get(name, name) == "": return None
-    wanted = plain((classes or {}).get(name, name))
+    if (meant := (classes or {}).get(name, name)) in ("", None): return None
+    wanted = plain(str(meant))
     if (found := next((l for l in LABELS if plain(l) == wanted), None)) is None and name in (classes or {}):
         raise SetupError("unknown_label", f"{classes[name]!r} is none of the ten classes.", f"Use one of {', '.join(LABELS)}, or \"\" to leave the class out.")
     return found
@@ -203,10 +222,18 @@ def finding_label(
 
 
 def read_sheet(
-    path: Path,  # CSV, UTF-8
+    path: Path,     # CSV with commas, UTF-8 with or without a byte order mark
+    *columns: str,  # that it must have
 ) -> list[dict[str, str]]:
-    "The rows of a sheet; column names in small letters, cells without blanks at their ends."
-    with open(path, encoding="utf-8-sig", newline="") as f: return [{k.strip().lower(): (v or "").strip() for k, v in r.items() if k and isinstance(v, str | None)} for r in csv.DictReader(f)]
+    "The rows of a sheet; column names in small letters, cells without blanks at their ends. Raises `SetupError` for another encoding or delimiter, and where a column lacks."
+    data, name = path.read_bytes(), f"{path.parent.name}/{path.name}"
+    try: text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as e: raise SetupError("not_utf8", f"{name} is {'UTF-16' if data[:2] in (BOM_UTF16_LE, BOM_UTF16_BE) else 'Windows-1252 or another old encoding'}, not UTF-8.", "In Excel save it as `CSV UTF-8 (comma delimited)`.") from e
+    head = text.partition("\n")[0]
+    if "," not in head and (by := next((c for c in ";\t|" if c in head), None)): raise SetupError("no_commas", f"{name} has {by!r} between its columns.", "Save it with commas.")
+    rows = [{k.strip().lower(): (v or "").strip() for k, v in r.items() if k and isinstance(v, str | None)} for r in csv.DictReader(io.StringIO(text, newline=""))]
+    if rows and (lacks := set(columns) - set(rows[0])): raise SetupError("no_column", f"{name} has no column {' and '.join(sorted(lacks))}.", "The first line names the columns.")
+    return rows
 
 
 def years(text: str) -> float | None:
@@ -317,16 +344,19 @@ def folders(
     classes: dict[str, str] | None = None,   # what folder names mean, where they are no label's name; "" leaves a class out
     patient: str = "",                       # a regular expression on the path below the class; its first group is the patient
 ) -> Iterator[Record]:
-    "Yield the records of folder/[split/]CLASS/.../FILE, loose or in zip archives."
+    "Yield the records of folder/[split/]CLASS/.../FILE, loose or in zip archives. Raises `SetupError` for a class that is not there."
+    classes, met = meanings(classes), set()
     for parts, seen, why in tree_or_zips(raw / folder):
         path = "/".join((folder, *parts))
         split = SPLIT_NAMES.get(seen[0].lower()) if len(seen) > 1 else None
         cls, *below = seen[1:] if split else seen
-        why = why or ("outside_layout" if not below or parts[-1].startswith(".") else "class_left_out" if (classes or {}).get(cls) == "" else None)
+        if below: met.add(cls)
+        why = why or ("outside_layout" if not below or parts[-1].startswith(".") else "class_left_out" if classes.get(cls) == "" else None)
         if why or not (label := label_of(cls, classes)): yield Record(source, path, left_out=why or "unknown_class"); continue
         who = re.search(patient, "/".join(below)) if patient else None
         who = (who[1] if who.re.groups else who[0]) if who else None
         yield Record(source, path, label, who, who, official_split=split)
+    check_met(classes, met, source)
 
 # %% ../../nbs/data/sources.ipynb #c039
 def within(
@@ -359,18 +389,18 @@ def table(
     file: str = "films.csv",                 # in the folder
     classes: dict[str, str] | None = None,   # what labels mean, where they are not ours; "" leaves a class out
 ) -> Iterator[Record]:
-    "Yield the records of a CSV with the columns path and label, and optionally patient_id, group, age, sex, view, split, severity, regions, lung_mask. Raises `SetupError` if it is absent or lacks a column."
+    "Yield the records of a CSV with the columns path and label, and optionally patient_id, group, age, sex, view, split, severity, regions, lung_mask. Raises `SetupError` if it is absent or lacks a column or a class."
     sheet = raw / folder / file
     if not sheet.is_file(): raise SetupError("no_sheet", f"{folder} has no {file}.", "Write one with the columns path and label.")
-    rows, named = read_sheet(sheet), {f"{folder}/{file}"}
-    if rows and (lacks := {"path", "label"} - set(rows[0])): raise SetupError("no_column", f"{folder}/{file} has no column {' and '.join(sorted(lacks))}.", "The first line names the columns.")
+    rows, named, classes = read_sheet(sheet, "path", "label"), {f"{folder}/{file}"}, meanings(classes)
+    check_met(classes, {r["label"] for r in rows}, source)
     one_of = lambda text, *words: text.lower() if text.lower() in words else None
     for r in sorted(rows, key=lambda r: r["path"]):
         path, mask = within(raw, folder, r["path"]), within(raw, folder, r.get("lung_mask", ""))
         if path is None: yield Record(source, f"{folder}/{file}:{r['path']}", left_out="outside_raw"); continue
         if path in named: yield Record(source, path, left_out="named_twice"); continue
         named |= {path, mask}
-        if (label := label_of(r["label"], classes)) is None: yield Record(source, path, left_out="class_left_out" if (classes or {}).get(r["label"]) == "" else "unknown_label"); continue
+        if (label := label_of(r["label"], classes)) is None: yield Record(source, path, left_out="class_left_out" if classes.get(r["label"]) == "" else "unknown_label"); continue
         try: regions = parsed_regions(r.get("regions", ""))
         except ValueError: yield Record(source, path, left_out="bad_annotation"); continue
         who = r.get("patient_id") or None
@@ -400,13 +430,14 @@ def dicom_hashed(
 ) -> Iterator[Record]:
     "`dicom_films` with patients by the hash of their PatientID, for `numbered`."
     at = next((p for p in (raw / folder / sheet, raw / sheet) if sheet and p.is_file()), None)
-    labels = {r.get("path", ""): r.get("label", "") for r in read_sheet(at)} if at else None
+    labels, classes = {r["path"]: r["label"] for r in read_sheet(at, "path", "label")} if at else None, meanings(classes)
+    check_met(classes, set(labels.values()) if at else {parts[0] for parts in files_below(raw / folder) if len(parts) > 1}, source)
     found = [(parts, dicom_header(raw / folder / Path(*parts))) for parts in files_below(raw / folder) if at is None or raw / folder / Path(*parts) != at]
     seen = {"/".join(parts) for parts, _ in found}
     for parts, head in found:
         path, below = "/".join((folder, *parts)), "/".join(parts)
         name = labels.get(below, "") if labels is not None else parts[0] if len(parts) > 1 else ""
-        why = "not_dicom" if head is None else head["left_out"] or ("not_in_table" if labels is not None and below not in labels else "outside_layout" if labels is None and not name else "class_left_out" if (classes or {}).get(name) == "" else None)
+        why = "not_dicom" if head is None else head["left_out"] or ("not_in_table" if labels is not None and below not in labels else "outside_layout" if labels is None and not name else "class_left_out" if classes.get(name) == "" else None)
         if why or not (label := label_of(name, classes)): yield Record(source, path, left_out=why or ("unknown_class" if labels is None else "unknown_label")); continue
         who = head["patient"] and HASHED + head["patient"]
         yield Record(source, path, label, who, who, head["age"], head["sex"], head["view"])
@@ -467,7 +498,7 @@ def source(
 def chosen(
     sources: list,   # names, or {name: {option: value}}
 ) -> list[tuple[str, Source, dict]]:
-    "The entries of etl.sources: name, source and options. Raises `SetupError` for an unknown name or option, and for a name that stands there twice."
+    "The entries of etl.sources: name, source and options. Raises `SetupError` for an unknown name or option, for a class whose name is not text, and for a name that stands there twice."
     found = []
     for entry in sources:
         name, options = next(iter(entry.items())) if isinstance(entry, dict) and len(entry) == 1 else (entry, {})
@@ -475,6 +506,7 @@ def chosen(
         known = set(inspect.signature(s.records).parameters) - {"raw", "source"} - ({"folder"} if s.own else set())
         if wrong := set(options) - known: raise SetupError("unknown_option", f"{name} has no option {', '.join(sorted(wrong))}.", f"It has: {', '.join(sorted(known)) or 'none'}.")
         if any(name == n for n, *_ in found): raise SetupError("source_twice", f"{name} stands in the list twice.", "Its films would be read twice.")
+        meanings(options.get("classes"))
         for key in {"folder", "niaid"} & set(options):
             if options[key] and not within(Path("raw"), "", str(options[key])): raise SetupError("outside_raw", f"{name}: {key} is no folder below the raw folder.", "Link it into the raw folder and give the link's name.")
         found.append((name, replace(s, folder=options.get("folder", s.folder)), options))

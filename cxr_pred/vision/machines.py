@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['array_names', 'open_array', 'write_job', 'do_job', 'mlflow_of', 'result_of', 'sharding', 'local_machine',
-           'with_torchrun', 'ray_loop', 'with_ray', 'train_epochs_on', 'main']
+           'with_torchrun', 'ray_package', 'ray_loop', 'with_ray', 'train_epochs_on', 'main']
 
 # %% ../../nbs/vision/machines.ipynb #c002
-import dataclasses, json, os, shutil, subprocess, sys
+import dataclasses, importlib, json, os, shutil, subprocess, sys
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,13 @@ def with_torchrun(
     if done.returncode: raise SetupError("process_failed", f"A training process ended with {done.returncode}.", "What it said is above.")
 
 # %% ../../nbs/vision/machines.ipynb #c011
+def ray_package():
+    "Ray. Raises `SetupError` where it is not installed."
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try: return importlib.import_module("ray")
+    except ImportError as e: raise SetupError("no_ray", f"ray is not installed ({e}).", "Train in the environment that deploy/ray/environment.sh makes, or set train_vit.launcher to local.") from e
+
+
 def ray_loop(config: dict[str, Any]) -> None:
     "What each of Ray's workers does."
     import ray.train
@@ -144,9 +151,8 @@ def with_ray(
     spread: str = "PACK",    # placement: PACK, or STRICT_SPREAD for a machine each
 ) -> None:
     "Do a job on a Ray cluster: that of RAY_ADDRESS, or one of this machine."
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")  # a cold import of torch can take longer than Ray's 60
-    import ray
+    ray = ray_package()
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     folder = Path(folder).resolve()
@@ -165,9 +171,11 @@ def train_epochs_on(
     folder: Path | str = "job",  # of the job; removed when it is done
     run: dict | None = None,  # see `write_job`
 ):
-    "What `fit` takes as `train`. Raises `SetupError` for unknown words, and for a running mean with FSDP."
+    "What `fit` takes as `train`. Raises `SetupError` for unknown words, no process, Ray where it is not installed, and for a running mean with FSDP."
     if strategy not in ("auto", "ddp", "fsdp") or launcher not in ("local", "ray"):
         raise SetupError("unknown_machine", f"strategy {strategy!r} with launcher {launcher!r}.", "strategy: auto, ddp or fsdp; launcher: local or ray.")
+    if devices < 1: raise SetupError("no_device", f"devices is {devices}.", "Set train_vit.devices to 1 or more.")
+    if launcher == "ray": ray_package()
     if (strategy, launcher, devices) == ("auto", "local", 1): return train_epochs
     kind = "ddp" if strategy == "auto" else strategy
 

@@ -10,11 +10,10 @@ import sys
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 from torch.nn import functional as F
 
-from ..core import SetupError, check_profile, load_params, params_path, root
+from ..core import SetupError, check_profile, load_params, params_path, read_yaml, root
 
 # %% ../../nbs/vision/recipes.ipynb #c005
 def mixup(
@@ -58,7 +57,7 @@ def recipe(
     folder = root() / "profiles" / "recipes"
     known = {p.stem: p for p in sorted(folder.glob("*.yaml"))}
     if name not in known: raise SetupError("unknown_recipe", f"There is no recipe {name!r}.", f"There are: {', '.join(known)}.")
-    return yaml.safe_load(known[name].read_text(encoding="utf-8"))
+    return read_yaml(known[name])
 
 
 def dvc_flags(

@@ -31,6 +31,8 @@ def backbone(
     try: net = timm.create_model(model, img_size=size, num_classes=0, pretrained=False)
     except Exception as e: raise SetupError("unknown_model", f"timm cannot make {model!r} at {size} px: {e}", "See timm.list_models('vit*').") from e
     if not isinstance(net, VisionTransformer): raise SetupError("no_vit", f"{model} is not a plain Vision Transformer.", "See timm.list_models('vit*').")
+    lacks = [what for what, there in {"class token": net.has_class_token, "norm of its tokens": not isinstance(net.norm, nn.Identity), "attention in each block": all(hasattr(b, "attn") for b in net.blocks)}.items() if not there]
+    if lacks: raise SetupError("no_vit", f"{model} has no {' and no '.join(lacks)}, on which the reader stands.", "Use one with a class token, such as vit_small_patch14_dinov2 or vit_small_patch14_reg4_dinov2.")
     if state is None: return net
     tensors = {k: torch.from_numpy(np.array(v)) for k, v in state.items() if not k.startswith("head.")}
     try: net.load_state_dict(checkpoint_filter_fn(tensors, net), strict=True)
@@ -137,7 +139,8 @@ def set_distance(
     labels: torch.Tensor,    # (N,) class numbers
     shrink: float = 0.1,     # share of the covariance that is replaced by its mean variance
 ) -> None:
-    "Set origin, class means and whitening from training films (covariance within classes, shrunk; Ledoit and Wolf 2004 for why)."
+    "Set origin, class means and whitening from training films (covariance within classes, shrunk; Ledoit and Wolf 2004 for why). Raises `SetupError` for a share that is none."
+    if not 0 < shrink <= 1: raise SetupError("out_of_range", f"shrink is {shrink!r}.", "Set train_vit.shrink to more than 0, and 1 at most.")
     reader.origin.copy_(surface.mean(0))
     f, k = (surface - reader.origin).double(), reader.head.out_features
     means = torch.stack([f[labels == c].mean(0) if (labels == c).any() else torch.full((f.shape[1],), torch.nan, dtype=f.dtype) for c in range(k)])
