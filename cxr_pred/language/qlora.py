@@ -107,9 +107,10 @@ def save_adapter(
     folder: Path,
     writes: bool = True,  # false in all but one of the processes that train together
 ) -> Path:
-    "Write adapter.safetensors (16 bits) and adapter_config.json (PEFT's form), the same bytes for the same weights."
+    "Write adapter.safetensors (16 bits) and adapter_config.json (PEFT's form), the same bytes for the same weights. Raises `SetupError` not_all_saved where more than low-rank weights was trained."
     from peft import get_peft_model_state_dict
     folder = Path(folder)
+    if more := [n for n, p in model.named_parameters() if p.requires_grad and "lora_" not in n]: raise SetupError("not_all_saved", f"An adapter holds low-rank weights, and {more[0]} was trained too.", "Save that beside it; nothing here would load it.")
     tensors = {k: whole(v.detach()).half().cpu().contiguous() for k, v in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
     if not writes: return folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -196,11 +197,12 @@ def states(
     text: torch.Tensor | None = None,  # (B, T), each token's text; None: a text a row
     checkpointing: bool = False,       # keep no activations inside a block, compute them again going back: less memory, a third more time
 ) -> torch.Tensor:                     # (B, T, width)
-    "What the last block gives. Raises `SetupError` no_packing for models whose attention makes its own mask."
+    "What the last block gives. Raises `SetupError` no_packing for models whose attention makes its own mask, and for soft tokens."
     config, T = trunk.config, tokens.shape[1]
     if text is None: cos, sin, mask = trunk.cos[:T][None], trunk.sin[:T][None], None
     else:
         if config.sliding_window_size is not None: raise SetupError("no_packing", f"{config.name} looks through a sliding window, which takes no mask.", "Set train_llm.packing to false.")
+        if not isinstance(trunk.transformer.wte, nn.Embedding): raise SetupError("no_packing", "Soft tokens stand before a row's first text only.", "Leave packing at 0.")
         same = text[:, :, None] == text[:, None, :]
         where = torch.arange(T, device=tokens.device) - torch.argmax(same.int(), dim=2)  # a text's first token is the first that is of the same text
         cos, sin = trunk.cos[where], trunk.sin[where]
