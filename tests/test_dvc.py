@@ -103,6 +103,21 @@ def test_no_pairs_for_validation(project):
         for f, text in before.items(): (folder / f).write_text(text)
 
 
+def test_a_base_that_is_not_asked(project):
+    folder, run = project
+    before = {f: (folder / f).read_text() for f in ("dvc.lock", "params.yaml", "runs/sample/metrics/llm.json")}
+    try:
+        p = yaml.safe_load(before["params.yaml"])
+        p["evaluate_llm"]["n_untrained"] = 0
+        (folder / "params.yaml").write_text(yaml.safe_dump(p, sort_keys=False))
+        r = run("repro", "-s", "evaluate_llm")
+        assert r.returncode == 0, r.stdout[-2000:] + r.stderr[-2000:]
+        said = json.loads((folder / "runs/sample/metrics/llm.json").read_text())
+        assert said["n_untrained"] == 0 and said["fallback_rate"]["untrained"] is None and said["fallback_rate"]["trained"] is not None
+    finally:
+        for f, text in before.items(): (folder / f).write_text(text)
+
+
 def test_the_curves_are_in_mlflow(project):
     import mlflow
     folder, _ = project

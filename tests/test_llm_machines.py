@@ -1,4 +1,4 @@
-"QLoRA cut up over two processes: each holds half of the base, and what a killed training has kept is gone on from. The notebook compares the curves; these start two processes five times (`make test-all`)."
+"QLoRA cut up over two processes: each holds half of the base, and what a killed training has kept is gone on from. The notebook compares the curves; these start two processes seven times (`make test-all`)."
 import json, os, signal, subprocess, sys, time
 
 import psutil
@@ -68,6 +68,23 @@ def test_a_killed_training_goes_on_where_it_was(toy, tmp_path):
     assert "Going on after update" in (tmp_path / "said").read_text()
     assert done(broken).read_bytes() == done(straight).read_bytes() and not (broken / "kept.safetensors").exists()
     assert json.loads((broken / "curve.json").read_text()) == json.loads((straight / "curve.json").read_text())
+
+
+@slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_two_processes_with_a_pass_each_are_one_with_both(toy, tmp_path, kind):
+    "An answer's token weighs the same in whichever process it is: one answer is three times as long as the other."
+    from safetensors.torch import load_file
+
+    from cxr_pred.language.machines import train_adapter_on
+    base, pairs = toy[0], sorted(toy[1], key=lambda p: len(p["answer"]))
+    two = [pairs[0] | {"answer": pairs[0]["answer"][:len(pairs[-1]["answer"]) // 3]}, pairs[-1]]
+    how = HOW | {"steps": 4}
+    curves = {name: train_adapter_on(**on)(base, two, [], tmp_path / name, **how | passes) for name, on, passes in
+              (("one", {}, {"micro_batch": 2, "accumulate": 1}), ("two", {"strategy": kind, "devices": 2}, {"micro_batch": 1, "accumulate": 2}))}
+    assert all(abs(a["loss"] - b["loss"]) < 1e-3 * a["loss"] for a, b in zip(*curves.values(), strict=True)), curves
+    one, other = (load_file(tmp_path / n / "adapter.safetensors") for n in curves)
+    assert all((other[k].float() - v.float()).abs().max() < 1e-2 for k, v in one.items())
 
 
 @slow

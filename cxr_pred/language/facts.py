@@ -17,6 +17,7 @@ import yaml
 from ..core import SetupError
 from ..data.labels import CHEST, LABELS, LIMB
 from .case import CHEST_SYMPTOMS, Case, Symptom
+from ..vision.severity import Severity
 
 # %% ../../nbs/language/facts.ipynb #c004
 MEDICINE = re.compile(r"\b(antibiotics?|antivirals?|paracetamol|acetaminophen|ibuprofen|aspirin|naproxen|codeine|morphine|opioids?|tramadol|diclofenac|"
@@ -75,6 +76,10 @@ def facts_problems(facts: dict) -> list[str]:
         out += entry_problems("clinicians", {"urgency": level, "next_steps": (facts.get("clinicians") or {}).get(level)}, ("next_steps",), sources)
     out += line_problems("film_notes", {"caveat": [*(facts.get("film_notes") or {}).values()]}, sources)
     out += [f"symptom_pairs: {p}" for p in facts.get("symptom_pairs") or [] if set(p) != {"symptoms", "urgency"} or p["urgency"] not in URGENCIES or not {*p["symptoms"]} <= {*get_args(Symptom)}]
+    if not isinstance(facts.get("language"), str): out.append("language is missing")
+    floors = facts.get("severity_floor") or {}
+    if {*floors} != {*get_args(Severity)} or not {*floors.values()} <= {*URGENCIES}: out.append(f"severity_floor must give each of {', '.join(get_args(Severity))} one of {', '.join(URGENCIES)}")
+    if not facts.get("symptom_floor"): out.append("symptom_floor is missing")
     for whose in ("symptom_floor", "symptom_floor_children", "symptom_floor_babies"): out += [f"{whose}: {s}: {level}" for s, level in (facts.get(whose) or {}).items() if s not in get_args(Symptom) or level not in URGENCIES]
     for name, e in other.items(): out += entry_problems(name, e, ("what_it_is", "next_steps", "urgent_signs"), sources)
     return out
