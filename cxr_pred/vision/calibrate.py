@@ -122,7 +122,9 @@ def calibrate(
     least_part: int = 200,           # see `calibrate_parts`
     not_ruled_out: float = 0.0,      # an illness of at least this probability stands in the set whatever the quantile (`classify.set_limit`); 0: the quantile alone
 ) -> dict:
-    "What calibration.json holds. Raises `SetupError` without films, or where an output is not finite."
+    "What calibration.json holds. Raises `SetupError` without films, where an output is not finite, or for a share or factor that cannot be."
+    if not (0 < coverage < 1 and 0 < ood_quantile < 1 and ood_reject >= 1 and 0 <= not_ruled_out <= 1 and 0 <= min_probability <= 1 and max_set >= 1):
+        raise SetupError("bad_calibration", "A share of the calibration is not between 0 and 1, or what is no film would lie nearer than what is unusual.", "export_vit: coverage and ood_quantile above 0 and below 1, ood_reject and max_set of 1 or more, not_ruled_out and min_probability from 0 to 1.")
     if not len(truth): raise SetupError("empty_split", "There is no validation film to calibrate with.", "Raise etl.val_share.")
     if not (np.isfinite(logits).all() and np.isfinite(distances).all()): raise SetupError("not_finite", "The engine gave logits or distances that are not finite.", "Look at the agreement of the engines; train again.")
     T = fit_temperature(logits, truth)
