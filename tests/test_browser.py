@@ -343,7 +343,7 @@ def test_who_reads_in_the_middle_of_the_list_stays_there(seat, url):
     assert a.page.locator("#card").bounding_box()["x"] > sheet["x"] + sheet["width"] and fits(a.page)
     a.say("Tuberculosis")
     a.page.wait_for_function("gone => ![...document.querySelectorAll('#worklist input[type=radio]')].some(r => r.value === gone)", arg=page[1], timeout=20_000)
-    assert listed() == [p for p in page if p != page[1]], "the page stays, without what a second physician must read now"
+    assert listed()[:len(page) - 1] == [p for p in page if p != page[1]], "the page stays, without what a second physician must read now"
     a.page.locator("body").click(position={"x": 5, "y": 5}); a.page.keyboard.press("j")
     a.page.wait_for_selector(f'#viewer .cxr.view[data-study="{page[2]}"]', timeout=20_000)
     a.page.locator("#which input").click(); a.page.get_by_role("option", name="wants a second reader").click()
