@@ -42,9 +42,9 @@ def mask(share, size=64):
     return a
 
 
-def etl(raw, run, sources):
+def etl(raw, run, sources, **shares):
     "The whole stage: metrics, manifest, rejects; the ledger must balance."
-    m = run_etl(raw, run, sources, size=32, workers=1)
+    m = run_etl(raw, run, sources, size=32, workers=1, **shares)
     assert m["files_seen"] == m["films_out"] + sum(m["rejected"].values()) + sum(m["left_out"].values())
     return m, pd.read_parquet(run / "data/manifest.parquet"), pd.read_parquet(run / "data/rejects.parquet")
 
@@ -117,7 +117,7 @@ def test_covid_chestxray_as_published(tmp_path):
     for i in range(10):
         if i != 8: save(home / "images" / f"{i}.png", film(i))
     save(home / "annotations/lungVAE-masks/0_mask.png", mask(0.5)); (home / "README.md").touch(); save(tmp_path / "outside.png", film(99))
-    m, table, rejects = etl(raw, tmp_path / "run", ["covid_chestxray"])
+    m, table, rejects = etl(raw, tmp_path / "run", ["covid_chestxray"], val_share=0, test_share=0)   # three patients are not to be divided
     assert m["left_out"] == {"no_label": 2, "other_view": 1, "not_xray": 1, "named_twice": 1, "outside_raw": 1, "mask": 1, "not_in_metadata": 1} and m["rejected"] == {"not_found": 1}
     assert table.label.value_counts().to_dict() == {"COVID19": 2, "PNEUMONIA": 2, "TUBERCULOSIS": 1, "NORMAL": 1}
     first = table[table.path.str.endswith("/0.png")].iloc[0]
