@@ -113,7 +113,7 @@ def test_a_forgotten_study_gives_nothing(client, physicians, store):
 
 
 def test_a_list_asks_nothing_more_and_an_open_study_neither(client, physicians, store):
-    ids = [send(client, encoded(pattern()), explain="false").json()["study_id"] for _ in range(3)]
+    ids = [send(client, encoded(pattern())).json()["study_id"] for _ in range(3)]
     for i in ids[:2]: say(client, physicians["dr-quill"], i, "PNEUMONIA")
     asked = []
     note = lambda conn, cursor, statement, *_: asked.append(statement)

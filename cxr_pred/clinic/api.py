@@ -214,7 +214,7 @@ def add_reading(app: FastAPI, room: ReadingRoom, lanes: Lanes) -> None:
         "The finding at once. The explanation comes with it, or is `pending` where a language model writes it."
         response.headers.update(PRIVATE)
         sent = [name for name, _ in (await request.form()).multi_items() if name != "symptoms"]
-        if not {*sent} <= fields or len({*sent}) < len(sent): raise InputError("unknown_field", "The request holds a form field that is not known here, or one twice: an age or a symptom would be lost.", f"Send each once, symptoms as often as there are: {', '.join(sorted({*fields, 'symptoms'}))}.")
+        if not {*sent} <= fields or len({*sent}) < len(sent): raise InputError("unknown_field", "The request holds a form field that is not known here, or one twice: an age or a symptom would be lost.", f"Send each once, symptoms as often as there are: {', '.join(sorted({*fields, 'symptoms'}))}. `explain` stands in the address.")
         with lanes.place(): return await lanes.read(room.predict, await file.read(), Patient(age=age, sex=sex, symptoms=symptoms).with_words(complaint), patient_ref, explain, request.state.who, idempotency_key)
     app.include_router(senders)
 
