@@ -89,33 +89,28 @@ def test_a_stage_again_gives_the_same_bytes(project):
     assert (folder / "dvc.lock").read_text() == before
 
 
-def test_no_pairs_for_validation(project):
+def with_params(project, stage, metrics, **values):
+    "The metrics that a stage writes under other parameters; everything is put back."
     folder, run = project
-    before = {f: (folder / f).read_text() for f in ("dvc.lock", "params.yaml", "runs/sample/metrics/train_llm.json")}
+    before = {f: (folder / f).read_text() for f in ("dvc.lock", "params.yaml", metrics)}
     try:
         p = yaml.safe_load(before["params.yaml"])
-        p["train_llm"]["val_pairs"] = 0
+        p[stage] |= values
         (folder / "params.yaml").write_text(yaml.safe_dump(p, sort_keys=False))
-        r = run("repro", "-s", "train_llm")
+        r = run("repro", "-s", stage)
         assert r.returncode == 0, r.stdout[-2000:] + r.stderr[-2000:]
-        assert json.loads((folder / "runs/sample/metrics/train_llm.json").read_text())["val_loss"] == {"before": None, "after": None}
+        return json.loads((folder / metrics).read_text())
     finally:
         for f, text in before.items(): (folder / f).write_text(text)
+
+
+def test_no_pairs_for_validation(project):
+    assert with_params(project, "train_llm", "runs/sample/metrics/train_llm.json", val_pairs=0)["val_loss"] == {"before": None, "after": None}
 
 
 def test_a_base_that_is_not_asked(project):
-    folder, run = project
-    before = {f: (folder / f).read_text() for f in ("dvc.lock", "params.yaml", "runs/sample/metrics/llm.json")}
-    try:
-        p = yaml.safe_load(before["params.yaml"])
-        p["evaluate_llm"]["n_untrained"] = 0
-        (folder / "params.yaml").write_text(yaml.safe_dump(p, sort_keys=False))
-        r = run("repro", "-s", "evaluate_llm")
-        assert r.returncode == 0, r.stdout[-2000:] + r.stderr[-2000:]
-        said = json.loads((folder / "runs/sample/metrics/llm.json").read_text())
-        assert said["n_untrained"] == 0 and said["fallback_rate"]["untrained"] is None and said["fallback_rate"]["trained"] is not None
-    finally:
-        for f, text in before.items(): (folder / f).write_text(text)
+    said = with_params(project, "evaluate_llm", "runs/sample/metrics/llm.json", n_untrained=0)
+    assert said["n_untrained"] == 0 and said["fallback_rate"]["untrained"] is None and said["fallback_rate"]["trained"] is not None
 
 
 def test_the_curves_are_in_mlflow(project):
