@@ -1,12 +1,15 @@
 """What no example shows: the whole ETL with hostile films, and a short fuzz through the child processes."""
 import io
+import os
+import subprocess
+import sys
 import textwrap
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from cxr_pred.core import InputError, SetupError
+from cxr_pred.core import InputError, SetupError, root
 from cxr_pred.data.etl import read_all
 from cxr_pred.data.guarded import Limits, guarded_map
 from cxr_pred.data.sources import Record
@@ -45,6 +48,19 @@ def test_a_crash_costs_one_film_and_keeps_the_order(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     answers = list(guarded_map("crashing:act", [(n,) for n in range(12)], 1))
     assert answers[5].code == "decoder_crashed" and [a[0]["n"] for i, a in enumerate(answers) if i != 5] == [n for n in range(12) if n != 5]
+
+
+@pytest.mark.parametrize("length", [60, 74, 90, 200])
+def test_a_temporary_folder_with_a_long_path_keeps_nobody_from_reading(tmp_path, length):
+    "Multiprocessing's socket lies below the temporary folder, and a socket's path may have 107 bytes."
+    deep = f"/{tmp_path.parts[1]}/cxr-{os.getpid()}-".ljust(length, "d")
+    os.mkdir(deep)
+    try:
+        (tmp_path / "film.png").write_bytes(picture("PNG"))
+        code = "import sys, tempfile; from cxr_pred.data.guarded import Guard\nwith Guard(1) as g: print(g.read(open(sys.argv[1], 'rb').read()).size, tempfile.gettempdir())"
+        r = subprocess.run([sys.executable, "-c", code, tmp_path / "film.png"], env=os.environ | {"TMPDIR": deep, "PYTHONPATH": str(root())}, capture_output=True, text=True, timeout=120)
+        assert r.stdout.split() == ["(80,", "96)", deep] and not os.listdir(deep), r.stderr
+    finally: os.rmdir(deep)
 
 
 def test_a_rule_that_names_no_flag_stops_before_a_film_is_read(tmp_path):
