@@ -14,7 +14,7 @@ from typing import Any
 from .core import CxrError, SetupError, check_profile, load_params, root, run_dir
 
 # %% ../nbs/03_pipeline.ipynb #c005
-STAGES = ("sample", "etl", "adapt_vit", "train_vit", "export_vit", "llm_base", "sft", "train_llm", "evaluate", "evaluate_llm", "gate", "package")
+STAGES = ("sample", "etl", "adapt_vit", "distil_vit", "train_vit", "export_vit", "llm_base", "sft", "train_llm", "evaluate", "evaluate_llm", "gate", "package")
 
 
 def stage_notebook(stage: str) -> Path:

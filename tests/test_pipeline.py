@@ -16,6 +16,7 @@ from cxr_pred.vision.recipes import dvc_flags, recipe
 
 ROOT = root()
 HERE = [s for s in pipeline.STAGES if pipeline.stage_notebook(s).exists()]
+ON_GPU = ["adapt_vit", "distil_vit"]
 
 
 def notebook(path, *sources, tagged=True):
@@ -80,11 +81,11 @@ def stages(path):
 
 def test_both_profiles_run_the_same_stages():
     ours, clinical = stages(ROOT / "dvc.yaml"), stages(ROOT / "profiles/clinical/dvc.yaml")
-    assert list(ours) == [s for s in HERE if s != "adapt_vit"], "the sample is for machines without a GPU"
+    assert list(ours) == [s for s in HERE if s not in ON_GPU], "the sample is for machines without a GPU"
     assert list(clinical) == [s for s in HERE if s != "sample"]
-    assert [name for name, stage in clinical.items() if stage.get("frozen")] == ["adapt_vit"]
+    assert [name for name, stage in clinical.items() if stage.get("frozen")] == ON_GPU
     for name, stage in clinical.items():
-        if name == "adapt_vit": continue
+        if name in ON_GPU: continue
         assert stage["cmd"] == f"python -m cxr_pred.pipeline {name} --profile clinical" and stage["wdir"] == "../.."
         mine = {o if isinstance(o, str) else next(iter(o)) for o in ours[name].get("outs", [])}
         theirs = {o if isinstance(o, str) else next(iter(o)) for o in stage.get("outs", [])}
@@ -95,7 +96,7 @@ def test_both_profiles_run_the_same_stages():
 def test_stage_notebook_has_its_parameters(stage):
     nb = nbformat.read(pipeline.stage_notebook(stage), as_version=4)
     declared = pipeline.declared_parameters(nb)
-    for profile in {"sample": ["sample"], "adapt_vit": ["clinical"]}.get(stage, ["sample", "clinical"]):
+    for profile in ({"sample": ["sample"]} | dict.fromkeys(ON_GPU, ["clinical"])).get(stage, ["sample", "clinical"]):
         params = pipeline.stage_parameters(stage, profile, declared)
         assert declared - set(params) == set(), f"params.yaml leaves out {declared - set(params)}"
     assert not any(c.get("outputs") for c in nb.cells), "pipeline notebooks are committed without outputs"

@@ -14,9 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cxr_pred.core import load_params, root
+from cxr_pred.core import load_params, root, sha256_file
 from cxr_pred.data.augment import Alteration
 from cxr_pred.data.labels import LABELS
+from cxr_pred.vision.adapter import read_tensors
+from cxr_pred.vision.edge import read_student
 from cxr_pred.vision.resume import forget_epochs
 from cxr_pred.vision.recipes import dvc_flags, recipe
 from cxr_pred.vision.train import Picked, fit
@@ -136,7 +138,7 @@ def run_notebook(name, folder, **parameters):
                           cwd=folder, env=env, capture_output=True, text=True, timeout=600)
 
 
-def test_an_adapter_is_made_and_gone_on_from_and_never_with_other_films(tmp_path):
+def test_an_adapter_is_made_gone_on_from_and_teaches_and_never_with_other_films(tmp_path):
     rng, labels = np.random.default_rng(0), ["NORMAL", "PNEUMONIA", "FRACTURE_WRIST"]
     n, kinds = 60, np.arange(60) % 3
     films = np.stack([127 + 60 * np.sin(np.mgrid[:64, :64][k % 2] / (2 + k)) + rng.normal(0, 20, (64, 64)) for k in kinds]).clip(0, 255).astype(np.uint8)
@@ -161,6 +163,15 @@ def test_an_adapter_is_made_and_gone_on_from_and_never_with_other_films(tmp_path
     said = json.loads((tmp_path / "run/train/vit.json").read_text())
     assert said["init"]["adapter"]["films"] == 36 and 3 <= said["films"]["train"] <= 15 and said["outlined"] == ["FRACTURE_WRIST"]
     assert run_notebook("adapt_vit", tmp_path, **start, rank=2, epochs=1, batch_size=12).returncode == 0 and file.read_bytes() == first, "the same seed, the same bytes"
+    teach = lambda: run_notebook("distil_vit", tmp_path, **{k: v for k, v in start.items() if k not in ("model", "size")}, adapter=file, depth=1, epochs=2, batch_size=12)
+    small = file.with_name("edge.safetensors")
+    taught = teach()
+    assert taught.returncode == 0, taught.stderr[-3000:]
+    of_first, (_, about) = small.read_bytes(), read_tensors(small)
+    assert (about["films"], about["depth"], about["model"]) == (36, 1, "vit_tiny_patch16_224") and read_student(small, about["films_sha256"], sha256_file(file)).depth == 1
+    assert teach().returncode == 0 and small.read_bytes() == of_first
     table.assign(split=table.split.replace({"val": "test", "test": "val"})).to_parquet(tmp_path / "run/data/manifest.parquet")
     refused = go_on()
     assert refused.returncode and "other_films" in refused.stderr, "films that the adapter has seen could be test films now"
+    refused = teach()
+    assert refused.returncode and "other_films" in refused.stderr and small.read_bytes() == of_first
