@@ -169,7 +169,7 @@ def place_flags(sentences: Sequence[str], f: Finding) -> list[Flag]:
 
 # %% ../../nbs/evaluate/judge.ipynb #62600b0a
 GRADES = {"mild": r"mild(?:ly)?|slight(?:ly)?|minor|small|minimal|trivial|faint|early(?:-stage)?", "moderate": r"moderate(?:ly)?|medium|middling|intermediate", "severe": r"severe(?:ly)?|serious(?:ly)?|extensive|advanced|critical|grave|massive|heavy|bad(?:ly)?|large|dangerous|life-threatening"}
-NO_GRADE = re.compile(r"\bif\b|\b(?:small|young|little) (?:child|baby|bones?|air|drinks?|fingers?)|badly bent|can (?:be|become|get)|bad headache|strong pain|frail|\bsmall bones\b|(?:severe|bad|mild|slight|moderate) (?:chest )?(?:pain|cough|fever|swelling)|how (?:severe|bad|serious)|very drowsy", re.I)
+NO_GRADE = re.compile(r"\bif\b|\b(?:small|young|little) (?:child|baby|bones?|air|drinks?|fingers?)|badly bent|can (?:be|become|get)|bad headache|strong pain|frail|\bsmall bones\b|(?:severe|bad|mild|slight|moderate) (?:chest )?(?:pain|cough|fever|swelling|shortness of breath)|how (?:severe|bad|serious)|very drowsy", re.I)
 NUMBER = re.compile(r"(?<![\w-])\d+(?:[.,]\d+)?(?!\w)")
 IN_WORDS = re.compile(r"\b(?:one|two|three|four|five|six|seven|eight|nine|ten|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|half|most)(?:[- ]\w+)? (?:per ?cent|out of|in (?:ten|a hundred|five)|times|millimet\w+|centimet\w+|spots?|fractures|breaks|areas?|zones|places|lesions|pieces)\b", re.I)
 SCALE = ("unclear", "possible", "likely", "very likely")
@@ -205,7 +205,7 @@ def word_flags(sentences: Sequence[str], f: Finding) -> list[Flag]:
 QUALITY = {"low_contrast": r"low contrast|poor contrast|washed out|flat", "tiny": r"few pixels|too small a picture|low resolution|tiny picture", "saturated": r"over-?exposed|too bright|saturated|burnt out"}
 BAD_FILM = re.compile(r"\b(?:film|picture|image) (?:quality|is (?:not ideal|poor|blurr\w+|dark|too \w+|unsharp|rotated|tilted|cut off|noisy))|\b(?:blurr\w+|motion|artefacts?|artifacts?|rotated|under-?exposed|noisy)\b|poor quality", re.I)
 TOLD = re.compile(r"\b(?:named|you (?:said|told|mentioned|report\w*|describe\w*|have told)|the patient (?:said|told|mentioned|report\w*)|complain\w*|named by)\b", re.I)
-COMPLAINTS = {"cough": r"cough(?:ing|s)?\b(?! up)", "fever": r"fever|temperature", "breathlessness": r"breath\w*", "chest pain": r"chest pain|pain in the chest", "coughing blood": r"cough\w* up blood|blood", "night sweats": r"sweat\w*", "weight loss": r"weight",
+COMPLAINTS = {"cough": r"cough(?:ing|s)?\b(?! up)", "fever": r"fever|temperature", "breathlessness": r"breath\w*", "chest pain": r"chest pain|pain in the chest", "coughing blood": r"cough\w* up blood|blood", "severe breathlessness": r"severe shortness of breath", "severe chest pain": r"severe chest pain", "night sweats": r"sweat\w*", "weight loss": r"weight",
               "injury": r"injur\w*|fall|accident", "swelling": r"swell\w*|swollen", "pain on moving": r"pain (?:when|on)\b|hurts? when|painful to", "deformity": r"bent|deform\w*|crooked", "numbness": r"numb\w*|tingl\w*"}
 
 
@@ -218,7 +218,7 @@ def about_flags(sentences: Sequence[str], case: Case) -> list[Flag]:
         if (m := BAD_FILM.search(s)) and not flags: out.append(Flag("film", s, m[0]))
         if TOLD.search(s):
             for name, words in COMPLAINTS.items():
-                if name not in case.symptoms and (m := re.search(rf"\b(?:{words})", s, re.I)): out.append(Flag("symptom", s, m[0]))
+                if name not in case.symptoms and f"severe {name}" not in case.symptoms and (m := re.search(rf"\b(?:{words})", s, re.I)): out.append(Flag("symptom", s, m[0]))
     return out
 
 # %% ../../nbs/evaluate/judge.ipynb #364ccdb7

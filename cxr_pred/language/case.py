@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Symptom', 'Reader', 'CHEST_SYMPTOMS', 'AgeGroup', 'CHILD_BELOW', 'BABY_BELOW', 'MOST_TYPED', 'BLOOD', 'BETWEEN',
-           'SPUTUM', 'WORDS', 'FOUND', 'DENIES', 'NEGATES', 'PASSED', 'PASSED_AT_FIRST', 'BUT_NOW', 'AFTER', 'TOKEN',
-           'Case', 'age_group', 'symptom_spans', 'named_in', 'known_symptoms']
+           'SPUTUM', 'CANNOT', 'STRONG', 'WORDS', 'FOUND', 'SEVERE', 'RED', 'ALIKE', 'DENIES', 'NEGATES', 'PASSED',
+           'PASSED_AT_FIRST', 'BUT_NOW', 'AFTER', 'TOKEN', 'Case', 'age_group', 'symptom_spans', 'named_in',
+           'known_symptoms']
 
 # %% ../../nbs/language/case.ipynb #c002
 import re
@@ -17,10 +18,10 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from ..vision.finding import Finding, ReasonCode, Status
 
 # %% ../../nbs/language/case.ipynb #c003
-Symptom = Literal["cough", "fever", "breathlessness", "chest pain", "coughing blood", "night sweats", "weight loss",
+Symptom = Literal["cough", "fever", "breathlessness", "severe breathlessness", "chest pain", "severe chest pain", "coughing blood", "night sweats", "weight loss",
                   "injury", "swelling", "pain on moving", "deformity", "numbness"]
 Reader = Literal["patient", "clinician"]
-CHEST_SYMPTOMS = frozenset(get_args(Symptom)[:7])   # the others are a limb's
+CHEST_SYMPTOMS = frozenset(get_args(Symptom)[:9])   # the others are a limb's
 AgeGroup = Literal["baby", "child", "adult"]
 CHILD_BELOW = 16   # years, the border of NICE's guideline on fractures (NG38)
 BABY_BELOW = 0.25  # years: under three months any fever is an emergency (NICE NG143)
@@ -63,21 +64,30 @@ MOST_TYPED = 1000  # characters that are read
 BLOOD = r"blood\w*(?! (?:pressure|tests?|sugar|thin\w+|counts?|groups?|types?|work|samples?|clots?|donor))"
 BETWEEN = r"(?: (?!and\b|but\b|or\b|nor\b|no\b|not\b|without\b)[\w'-]+){0,5}"   # up to five words that do not part what stands on either side
 SPUTUM = r"(?:sputum|phlegm|mucus|spit|saliva)"
+CANNOT = r"(?:can'?t|cannot|can not|couldn'?t|could not|(?:can |could )?(?:hardly|barely)|unable to|not able to)"
+STRONG = r"(?:sever\w*|strong|crush\w*|squeez\w*|heavy|stabbing|terribl\w*|awful|unbearabl\w*|intense|extreme|excruciating|worst)"
 WORDS: dict[str, str] = {
     "cough": r"cough\w*",
-    "fever": r"fever\w*|high temperature|running a temperature|temperature (?:of |is |was |at )?(?:about |over |above )?(?:3[89]|4[0-2]|10[1-6])\b|chills|shiver\w*",
-    "breathlessness": r"breathless\w*|short(?:ness)? of breath|out of breath|(?:trouble|difficult\w*|hard|struggl\w+|problems?)(?: to| with| in)?(?: breath\w*| catch\w* (?:my|his|her|their) breath)|(?:can'?t|cannot|can not|couldn'?t|could not|(?:can |could )?(?:hardly|barely)|unable to|not able to) (?:breathe|get (?:any |enough )?air|catch (?:my|his|her|their) breath)|gasp\w*|breath(?:es?|ing)(?: very| so| really| too)? (?:fast|quick\w*|rapid\w*|hard|heavily)|(?:fast|rapid|quick) breathing",
-    "chest pain": r"chest (?:pains?|hurts?|aches?|tightness)|pains? in (?:my |the |his |her )?chest|tight chest|chest (?:is|feels|felt|was)(?: very| so| really| all)? tight|pains? (?:in|on|at) (?:the |my )?(?:left|right)(?: hand)? side of (?:my |the |his |her )?chest|hurts (?:when|to) breath\w*",
+    "fever": r"fever\w*|high temperature|running a temperature|temp(?:erature)? (?:of |is |was |at )?(?:about |over |above )?(?:3[89]|4[0-2]|10[1-6])\b|chills|shiver\w*",
+    "severe breathlessness": rf"gasp\w*|suffocat\w*|(?:struggl\w*|fight\w*) (?:to |for |with )?(?:my |his |her |their )?(?:breath\w*|air)|struggl\w* to (?:catch|get) (?:my|his|her|their) breath|{CANNOT} (?:breathe(?! (?:in |out )?(?:deep\w*|fully|properly|well|easily|right|through))|get (?:any |enough )?air|catch (?:my|his|her|their) breath)|"
+        r"too (?:breathless|short of breath|out of breath) to \w+|(?:sever\w*|extreme\w*|(?<!not )(?:very|so|really)|terribl\w*|awful\w*|badly) (?:breathless\w*|short(?:ness)? of breath|out of breath|(?:trouble|difficult\w*|problems?)(?: to| with| in)? breath\w*)|lips (?:are |were |have |look |went |go )?(?:turn\w* )?(?:blue|grey|gray)|blue lips",
+    "breathlessness": r"breathless\w*|short(?:ness)? of breath|out of breath|(?:trouble|difficult\w*|hard|struggl\w+|problems?)(?: to| with| in)?(?: breath\w*| catch\w* (?:my|his|her|their) breath)|(?:can'?t|cannot|can not|couldn'?t|could not|(?:can |could )?(?:hardly|barely)|unable to|not able to) (?:breathe|get (?:any |enough )?air|catch (?:my|his|her|their) breath)|breath (?:is |was |gets? |got )?short|sob|breath(?:es?|ing)(?: very| so| really| too)? (?:fast|quick\w*|rapid\w*|hard|heavily)|(?:fast|rapid|quick) breathing",
+    "severe chest pain": rf"{STRONG} (?:\w+ )?chest (?:pains?|pressure|tightness)|chest (?:pains?|pressure|tightness)(?: that)?(?: is| are| was| feels?)?(?: very| so| really)? {STRONG}|{STRONG} (?:\w+ )?(?:pains?|pressure|weight|tightness) (?:in|on|across|around|behind) (?:my |the |his |her )?(?:chest|breast ?bone)|"
+        r"(?:chest (?:pains?|hurts?|aches?|pressure|tightness)|(?:pains?|pressure) in (?:my |the |his |her )?chest)(?: that| which)?(?: is| was)? (?:spread\w*|radiat\w*|going|goes|moving|shoot\w*|running|into|down|up)(?: \w+){0,4} (?:arms?|jaw|neck|back|shoulders?)|heart attack",
+    "chest pain": r"chest (?:pains?|hurts?|aches?|tightness|pressure)|(?:pains?|pressure) (?:in|on|across) (?:my |the |his |her )?chest|pains? in (?:my |the |his |her )?chest|tight chest|chest (?:is|feels|felt|was)(?: very| so| really| all)? tight|pains? (?:in|on|at) (?:the |my )?(?:left|right)(?: hand)? side of (?:my |the |his |her )?chest|hurts (?:when|to) breath\w*",
     "coughing blood": rf"(?:cough\w*|spit\w*|spat|bring\w* up|brought up){BETWEEN} {BLOOD}|{BLOOD} (?:when|while|if)(?: i| he| she)? cough\w*|{BLOOD}{BETWEEN} {SPUTUM}|{SPUTUM}{BETWEEN} {BLOOD}|h[ae]e?moptysis",
-    "night sweats": r"night sweats?|sweat\w* (?:at|in|every) (?:the )?night|wak\w+ up (?:soaked|drenched|sweat\w*)",
+    "night sweats": r"night sweats?|drench\w* sweats?|sweat\w* (?:at|in|every) (?:the )?night|wak\w+ up (?:soaked|drenched|sweat\w*)",
     "weight loss": r"weight loss|los(?:t|ing) (?:a lot of |some |much )?(?:weight|kilos|pounds)|los(?:t|ing) (?:about |over |nearly |almost )?\d+(?:[.,]\d+)? ?(?:kgs?|kilos?|kilograms?|pounds?|lbs?|stones?)\b|lighter",
     "injury": r"injur\w*|(?:broke|broken) (?:my|his|her|their|the) (?:left |right |upper |lower )*(?:arm|elbow|forearm|wrist|hand|fingers?|thumb|shoulder|bones?)|(?:fell|fallen|(?<!last )(?<!this )fall)(?! (?:ill|sick|asleep|unwell|behind|pregnant)\b)|accident|hit|twisted|bumped|knocked|crash\w*|sports? injury",
     "swelling": r"swell\w*|swollen|puffy",
     "pain on moving": r"(?:pains?|hurts?|painful|sore|aches?)(?: \w+){0,3} (?:mov\w+|bend\w*|lift\w*|turn\w*|use|using|grip\w*)|(?:can'?t|cannot|can not) (?:move|bend|lift|turn|use|grip)",
-    "deformity": r"deform\w*|crooked|bent out of shape|odd angle|wrong angle|looks bent|misshapen|(?:shoulder|arm|elbow|forearm|wrist|hand|finger|thumb) (?:is|was)(?: all| badly| quite)? bent(?! over)",
+    "deformity": r"deform\w*|crooked|bent out of shape|(?:odd|wrong|funny|strange|weird|unnatural) angle|bones? (?:is |are |was )?(?:sticking|poking|coming|showing|visible)(?: out| through)?|bone through|looks bent|misshapen|(?:shoulder|arm|elbow|forearm|wrist|hand|finger|thumb) (?:is|was)(?: all| badly| quite)? bent(?! over)",
     "numbness": r"numb\w*|no feeling|lost (?:all |the |any )?feeling|tingl\w*(?! (?:in|of|at) (?:my |the )?(?:throat|nose))|pins and needles|(?:can'?t|cannot|couldn'?t) feel (?:my|his|her|the|anything)",
 }
 FOUND = {name: re.compile(rf"\b(?:{pattern})\b") for name, pattern in WORDS.items()}
+SEVERE = {"severe breathlessness": "breathlessness", "severe chest pain": "chest pain"}   # and what it is more than
+RED = frozenset({*SEVERE, "coughing blood", "deformity", "numbness"})   # what brings somebody to an emergency department
+ALIKE = str.maketrans("\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0458\u0455\u0501\u04bb\u03bf\u03b1\u03bd\u03b9", "aeopcyxijsdhoavi")   # Cyrillic and Greek letters that look Latin
 DENIES = frozenset("denies denied denying without neither free negative".split())   # carried over commas and "and"
 NEGATES = DENIES | frozenset("no not never nor isn't aren't wasn't don't doesn't didn't haven't hasn't hadn't isnt arent wasnt dont doesnt didnt havent hasnt hadnt".split())
 PASSED = frozenset("a an any the of or for signs sign symptoms history evidence longer more real really new known recent much ever obvious current".split())   # a negation reaches over these
@@ -112,6 +122,7 @@ def named_in(
     for i, token in enumerate(tokens):
         if isinstance(token, set | frozenset):
             if not by or isinstance(token, frozenset): said |= token
+            elif i and isinstance(tokens[i - 1], set | frozenset) and by not in DENIES: said |= token & RED   # "no fever coughing blood": nothing carries the denial on
             begun = True
         elif token in NEGATES and (token not in ("free", "negative") or tokens[i + 1:i + 2] in (["of"], ["for"])): by, begun = token, False
         elif token == "," and not begun: by = ""   # it denied something else: "tested negative, ..."
@@ -127,7 +138,10 @@ def known_symptoms(
     text: str,  # what somebody typed; it is not kept
 ) -> tuple[Symptom, ...]:
     "The listed symptoms that a text names and does not deny, in the list's order."
-    plain = re.sub(r"\s*[/|]\s*", " or ", re.sub(r"(?<=\w)-(?=\w)", " ", unicodedata.normalize("NFKC", text[:MOST_TYPED]).casefold().replace("\u2019", "'")))
-    clauses = re.split(r"(?<!\d)\.|\.(?!\d)|[;:!?\n()]| -+ |[\u2013\u2014]|\b(?:but|and then|however|although)\b", re.sub(r"[ \t]+", " ", plain))
-    said = set().union(*map(named_in, clauses))
+    letters, said = [(c, unicodedata.category(c)) for c in unicodedata.normalize("NFKD", text[:MOST_TYPED])], set()
+    for seen in {"".join(gap if kind == "Cf" else c for c, kind in letters if kind not in ("Mn", "Me")) for gap in ("", " ")}:   # what nobody sees may stand in a word or between two
+        plain = re.sub(r"\s*[/|]\s*", " or ", re.sub(r"(?<=\w)-(?=\w)", " ", seen.casefold().translate(ALIKE).replace("\u2019", "'")))
+        clauses = re.split(r"(?<!\d)\.|\.(?!\d)|[;:!?\n()]| -+ |[\u2013\u2014]|\b(?:but|and then|however|although)\b", re.sub(r"[ \t]+", " ", plain))
+        said = said.union(*map(named_in, clauses))
+    said -= {SEVERE[s] for s in said if s in SEVERE}
     return tuple(name for name in get_args(Symptom) if name in said)

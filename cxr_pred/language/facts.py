@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MEDICINE', 'URGENCIES', 'LINES', 'NO_ANSWERS', 'GO_NOW', 'line_problems', 'entry_problems', 'facts_problems',
            'load_facts', 'for_reader', 'entry', 'texts', 'reading_grade', 'highest', 'symptom_floors', 'floor',
-           'urgency', 'open_limbs', 'next_steps', 'urgent_signs', 'caveats', 'ahead', 'added']
+           'urgency', 'open_limbs', 'while_open', 'next_steps', 'urgent_signs', 'caveats', 'ahead', 'added']
 
 # %% ../../nbs/language/facts.ipynb #c002
 import re
@@ -28,7 +28,7 @@ MEDICINE = re.compile(r"\b(antibiotics?|antivirals?|paracetamol|acetaminophen|ib
 
 # %% ../../nbs/language/facts.ipynb #c007
 URGENCIES = ("routine", "soon", "urgent")
-LINES = ("what_it_is", "feels_like", "urgent_signs", "next_steps", "doctor_may_check", "caveat", "limits")
+LINES = ("what_it_is", "feels_like", "urgent_signs", "next_steps", "doctor_may_check", "caveat", "limits", "while_open")
 NO_ANSWERS = ("low_confidence", "ambiguous", "unusual_film", "not_a_radiograph", "blank")
 
 
@@ -74,6 +74,7 @@ def facts_problems(facts: dict) -> list[str]:
         out += entry_problems(whose, {"urgency": level, "next_steps": (facts.get(whose) or {}).get(level)}, ("next_steps",), sources)
     for level in URGENCIES:
         out += entry_problems("clinicians", {"urgency": level, "next_steps": (facts.get("clinicians") or {}).get(level)}, ("next_steps",), sources)
+    if facts.get("unread_floor", "routine") not in URGENCIES: out.append(f"unread_floor must be one of {', '.join(URGENCIES)}")
     out += line_problems("film_notes", {"caveat": [*(facts.get("film_notes") or {}).values()]}, sources)
     out += [f"symptom_pairs: {p}" for p in facts.get("symptom_pairs") or [] if set(p) != {"symptoms", "urgency"} or p["urgency"] not in URGENCIES or not {*p["symptoms"]} <= {*get_args(Symptom)}]
     if not isinstance(facts.get("language"), str): out.append("language is missing")
@@ -138,9 +139,10 @@ def floor(
     facts: dict,
     case: Case,
 ) -> str:
-    "What the symptoms ask for, each alone and together, and the severity of an answer, whatever the class."
+    "What the symptoms ask for, each alone and together, any of them where there is no answer, and the severity of an answer, whatever the class."
     of = symptom_floors(facts, case)
     found = [of.get(s, "routine") for s in case.symptoms] + [p["urgency"] for p in facts.get("symptom_pairs", ()) if {*p["symptoms"]} <= {*case.symptoms}]
+    if not case.answered and case.symptoms: found.append(facts.get("unread_floor", "routine"))
     return highest(found + ([facts["severity_floor"][case.answered.severity]] if case.answered else []))
 
 
@@ -159,6 +161,15 @@ def open_limbs(case: Case) -> list[str]:
     return held if {*held} <= {*LIMB} else []
 
 
+def while_open(
+    facts: dict,
+    case: Case,
+) -> list[str]:
+    "What to do until an illness is ruled out that is not the answer: an answer of pneumonia that may be tuberculosis is no reason to go and see a newborn."
+    others = [l for l in case.answered.prediction_set if l != case.answered.label] if case.answered else []
+    return [*dict.fromkeys(t for l in others for t in texts(for_reader(facts["classes"][str(l)], case), "while_open") if t not in texts(entry(facts, case), "next_steps", "while_open"))]
+
+
 def next_steps(
     facts: dict,
     case: Case,
@@ -166,9 +177,9 @@ def next_steps(
     "What to do next, in the words of the facts; the first step is the escalation's or another class's where the rule is above the class; between fractures that of the least urgent, which is sooner than an unread film's. A clinician's are those of the urgency."
     found, level = entry(facts, case), urgency(facts, case)
     if case.reader == "clinician": return [line["text"] for line in facts["clinicians"][level]]
-    steps = texts(found, "next_steps")
+    steps = [*texts(found, "next_steps"), *while_open(facts, case)]
     if floor(facts, case) == level and (level == "urgent" or level != found["urgency"] and level != "routine"):
-        return [facts["escalation_children" if case.is_child and "escalation_children" in facts else "escalation"][level][0]["text"], *steps[1:]]
+        return [facts["escalation_children" if case.is_child and "escalation_children" in facts else "escalation"][level][0]["text"], *(steps[:1] if case.status == "rejected" else steps[1:])]   # who is ill is told so first, and then to look at the file
     if case.answered is None and (held := open_limbs(case)):
         least = min(held, key=lambda l: (URGENCIES.index(facts["classes"][str(l)]["urgency"]), -case.finding.probabilities[l]))
         return [texts(for_reader(facts["classes"][str(least)], case), "next_steps")[0], *steps[1:]]

@@ -41,7 +41,7 @@ class Explanation(BaseModel):
 
 # %% ../../nbs/language/findings.ipynb #c006
 ZONES = tuple([f"{side} {height} zone" for side in ("right", "left") for height in ("upper", "middle", "lower")] + [f"{height} third of the film" for height in ("upper", "middle", "lower")])
-FLAGS = {"low_contrast": "low contrast", "tiny": "few pixels", "saturated": "white areas without detail"}
+FLAGS = {"low_contrast": "low contrast", "tiny": "low resolution", "saturated": "white areas without detail"}
 
 
 NOTHING = "normal film"   # what NORMAL is called where it is not the answer and not ruled out
@@ -83,10 +83,10 @@ WORDINGS = {
         "lead_limb": ("If a bone is broken here, it looks most like {name}, an answer that the reader rates as {word}.",
                       "If this film shows a broken bone, the reader's answer is {name}, which it rates as {word}.",
                       "If a bone is broken, what the reader sees fits {name} best, an answer that it rates as {word}.",
-                      "If there is a break on this film, the reader's answer is {name}, and it rates this answer as {word}."),
-        "normal": ("On this film the reader sees none of the lung illnesses that it knows; it is {word} that this answer is correct.",
-                   "On this chest film the reader finds none of the lung illnesses that it knows, and it is {word} that this answer is correct.",
-                   "On this chest film the reader finds no sign of the lung illnesses that it knows; it is {word} that this answer is correct."),
+                      "If this film shows a break, the reader's answer is {name}, and it rates this answer as {word}."),
+        "normal": ("On this film the reader sees none of the lung illnesses that it knows; among films like those it learned from, it is {word} that this answer is correct.",
+                   "On this chest film the reader finds none of the lung illnesses that it knows, and among films like those it learned from it is {word} that this answer is correct.",
+                   "On this chest film the reader finds no sign of the lung illnesses that it knows; for films like those it learned from, it is {word} that this answer is correct."),
         "place": ("The reader looked mostly at the {zones}{side}.", "The signs that the reader went by lie mostly in the {zones}{side}.",
                   "Most of what the reader saw lies in the {zones}{side}.", "What counts most for this answer lies in the {zones}{side}."),
         "severity": ("The reader grades the signs as {severity}.", "On this film the signs look {severity}.", "As far as a film can show it, the signs look {severity}."),
@@ -115,8 +115,8 @@ IF_BROKEN = "If a bone is broken, "   # stands before the first sentence about a
 CONDITIONAL = re.compile(r"If (?:a bone|this film|there)\b[^.,]*\b(?:broken|break|fracture)\b")
 NO_LEADS = {"abstained": ("The reader can't tell what this film shows.", "The reader has no answer for this film; it can't tell."),
             "rejected": ("The reader did not read this picture.", "This picture was not read.")}
-SAID: dict[Symptom, str] = {"cough": "a cough", "fever": "a fever", "breathlessness": "shortness of breath", "chest pain": "chest pain", "coughing blood": "coughing up blood", "night sweats": "night sweats", "weight loss": "weight loss",
-                            "injury": "an injury", "swelling": "swelling", "pain on moving": "pain on moving", "deformity": "a changed shape", "numbness": "numbness"}
+SAID: dict[Symptom, str] = {"cough": "a cough", "fever": "a fever", "breathlessness": "shortness of breath", "severe breathlessness": "severe shortness of breath", "chest pain": "chest pain", "severe chest pain": "severe chest pain", "coughing blood": "coughing up blood", "night sweats": "night sweats", "weight loss": "weight loss",
+                            "injury": "an injury", "swelling": "swelling", "pain on moving": "pain on moving", "deformity": "a bent limb", "numbness": "numbness"}
 
 
 def side_words(
@@ -135,7 +135,8 @@ def percent(share: float) -> int:
 
 def named_symptoms(case: Case) -> str:
     "The symptoms in words, as they stand in a sentence; empty if none was named."
-    return joined([SAID[s] for s in case.symptoms]) if case.symptoms else ""
+    said = [s for s in case.symptoms if f"severe {s}" not in case.symptoms]   # the severe one says it
+    return joined([SAID[s] for s in said]) if said else ""
 
 
 def in_whom(case: Case) -> str: return " in the child" if case.is_child else ""

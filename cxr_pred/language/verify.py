@@ -214,7 +214,7 @@ def quality_problems(
 
 # %% ../../nbs/language/verify.ipynb #c019
 THEIRS = word(r"you|your|you've|patient|patient's")
-IN_CASE = word(r"if|when|whenever|whether|until|till|may|might|could|can|cover|people|often|in case|into a tissue")  # if you cough
+IN_CASE = word(r"if|(?<!since )when|whenever|whether|until|till|may|might|could|can|cover|people|often|in case|into a tissue")  # if you cough
 
 
 def without_named(

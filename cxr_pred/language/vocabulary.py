@@ -14,7 +14,7 @@ a about above after again all alone already also am among an and another answer 
 being best better between but by calibrated call calls came can cannot chance check chest choose clear come computer confirm correct could counted counts coverage day days decide decides
 diagnosis did do doctor doctors document does doing done each either else enough even every everyone exactly examines explain extent far file film films find finding first fit fits
 flags for found from further get give gives go going graded grades had has have he hear heatmap help her here highest him hint his how however i ideal if illnesses image in into is it
-its itself just kept kind know known knows last late later lay leave less let lies like likely look looked looking looks lung machine made make makes may me mean means might more most
+its itself just kept kind know known knows last late later lay learned leave less let lies like likely look looked looking looks lung machine made make makes may me mean means might more most
 mostly much must my name named names need needed needs never no none nor not nothing now of off on once one only or order other others our out output over own page part patient
 peaks people percent person physician picture place places plain please prediction probability program quality radiologist radiologists rate rated rates ray read reader reading
 reads really reason reliable replace rest result results rule ruled said same saw say says second see seem seems seen sees set severity shall she should show shown shows side signs

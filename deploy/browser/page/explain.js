@@ -39,6 +39,12 @@ function firstStep(entry, level, floor, finding, facts, open) {
   return texts(facts.classes[asks], 'next_steps')[0];
 }
 
+// What to do until an illness is ruled out that is not the answer.
+function whileOpen(entry, finding, facts) {
+  const asked = finding.prediction_set.filter(l => l !== finding.label).flatMap(l => texts(facts.classes[l], 'while_open'));
+  return [...new Set(asked)].filter(t => !texts(entry, 'next_steps', 'while_open').includes(t));
+}
+
 export function explain({ status, reason_code, finding }, { facts, said }) {
   const ok = status === 'ok', entry = ok ? facts.classes[finding.label] : facts.no_answer[reason_code];
   const held = finding && (ok || ['low_confidence', 'ambiguous'].includes(reason_code)) ? finding.prediction_set.map(l => facts.classes[l].urgency) : [];
@@ -50,5 +56,5 @@ export function explain({ status, reason_code, finding }, { facts, said }) {
   const summary = !ok ? said.none[status] : fill(lead, { name: article(entry.name), word: confidenceWord(finding.probability) });
   const limits = texts(entry, 'limits'), first = ok && finding.label === 'NORMAL';   // nobody reads on after good news
   const told = ok ? [...others(finding, facts, said), ...texts(entry, 'what_it_is', 'feels_like'), ...details(finding, facts, said), said.closing] : texts(entry, 'what_it_is');
-  return { summary, details: [...(first ? limits : []), ...told, ...texts(entry, 'caveat'), ...notes, ...(first ? [] : limits), ...texts(entry, 'doctor_may_check')].join(' '), next_steps: [firstStep(entry, urgency, floor, finding, facts, open), ...texts(entry, 'next_steps').slice(1), ...texts(entry, 'urgent_signs')], urgency };
+  return { summary, details: [...(first ? limits : []), ...told, ...texts(entry, 'caveat'), ...notes, ...(first ? [] : limits), ...texts(entry, 'doctor_may_check')].join(' '), next_steps: [firstStep(entry, urgency, floor, finding, facts, open), ...texts(entry, 'next_steps').slice(1), ...(ok ? whileOpen(entry, finding, facts) : []), ...texts(entry, 'urgent_signs')], urgency };
 }
