@@ -71,11 +71,12 @@ def ask_writer(
     facts: dict,
     hear: Callable[[dict | None], None] = lambda sentence: None,  # told each sentence as {part, text}, None where all before is void
 ) -> Explanation:
-    "The language service's explanation. Raises `CxrError`: llm_timeout, llm_unreachable, llm_error, llm_bad_answer, llm_unsupported."
+    "The language service's explanation. Raises `CxrError`: llm_not_ready, llm_timeout, llm_unreachable, llm_error, llm_bad_answer, llm_unsupported."
     import httpx
     explanation, known = None, sentences_among(may_say(case, facts))
     try:
         with client.stream("POST", "/v1/explain", json=case.model_dump(mode="json"), headers={"Accept": "text/event-stream"}) as answer:
+            if answer.status_code == 503 and b'"not_ready"' in answer.read(): raise CxrError("llm_not_ready", "The language service is loading its model.")
             for name, data in events_of(answer.raise_for_status().iter_lines()):
                 if name == "sentence":
                     if (said := json.loads(data))["text"] in known and not sentence_problems([said["text"]], case, facts): hear(said)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['INTENDED', 'SAMPLE', 'LIMITS', 'CLINICAL_LIMITS', 'head', 'data_section', 'plain', 'words_paragraph',
            'training_section', 'accuracy_section', 'shortcut_section', 'pair_section', 'recipes_section',
-           'severity_sentence', 'failure_section', 'language_section', 'limits_section', 'model_card']
+           'severity_sentence', 'failure_section', 'counted', 'language_section', 'limits_section', 'model_card']
 
 # %% ../../nbs/evaluate/card.ipynb #c002
 from ..data.fetch import DATASETS
@@ -177,14 +177,29 @@ def failure_section(vit: dict) -> str:
 """
 
 
+def counted(
+    x: float,      # a share
+    n: int | None, # of so many; None or 0: not known
+) -> str:
+    "A share with its exact 95 % interval (Clopper and Pearson 1934), where n is known."
+    from scipy.stats import binomtest
+    if not n: return share(x)
+    ci = binomtest(round(x * n), n).proportion_ci()
+    return with_interval({"value": x, "low": ci.low, "high": ci.high})
+
+
 def language_section(
     llm: dict | None,  # metrics/llm.json
 ) -> str:
     "What the language model says that the finding does not, before and after the check."
     if llm is None: return "## Its words\n\nThe language model was not measured.\n"
-    kinds = [k for k in ("untrained", "trained", "served", "verified") if any(isinstance(v, dict) and k in v for v in llm.values())]
-    rows = [[name.replace("_", " "), *(v.get(k) if name == "readability_grade" or v.get(k) is None else share(v[k]) for k in kinds)] for name, v in sorted(llm.items()) if isinstance(v, dict) and set(kinds) & set(v)]
-    return f"## Its words\n\nMeasured on {llm['n']} findings, by the check. Untrained and trained write what they like; served is the trained model as it is used, which chooses among reviewed sentences, one for each thing that the finding holds; verified is what a person gets to read: a text that fails the check is replaced by a template.\n\n{markdown_table(['rate', *kinds], rows)}\n"
+    kinds = [k for k in ("untrained", "trained", "served", "verified", "template") if any(isinstance(v, dict) and k in v for v in llm.values())]
+    of = lambda name, k: None if not name.endswith("_rate") or name == "above_grade_8_rate" else llm.get("n_untrained") if k == "untrained" else llm["n"]
+    rows = [[name.replace("_", " "), *(v.get(k) if name == "readability_grade" or v.get(k) is None else counted(v[k], of(name, k)) for k in kinds)] for name, v in sorted(llm.items()) if isinstance(v, dict) and set(kinds) & set(v)]
+    fewer = f", untrained on {llm['n_untrained']} of them" if llm.get("n_untrained") not in (None, llm["n"]) else ""
+    cut = f" The untrained model was cut at {llm['most_untrained']} tokens, the trained one at {llm['most']}; a text that was cut lacks its form and often what has to be said, so part of the untrained column is the cut." if llm.get("n_untrained") and llm.get("most_untrained", 0) < llm.get("most", 0) else ""
+    by = " Untrained, trained and served are counted by the check; verified, which has passed it, and template, what the reviewed sentences would say of every finding, by another set of rules (`evaluate.judge`), but for their form. These rules know fewer faults than people do." if llm.get("verified_by") else " All are counted by the check, verified too, which has passed it."
+    return f"## Its words\n\nMeasured on {llm['n']} findings{fewer}. Shares of texts stand with exact 95 % intervals. Untrained and trained write what they like; served is the trained model as it is used, which chooses among reviewed sentences, one for each thing that the finding holds; verified is what a person gets to read: a text that fails the check is replaced by a template.{by}{cut}\n\n{markdown_table(['rate', *kinds], rows)}\n"
 
 # %% ../../nbs/evaluate/card.ipynb #c019
 LIMITS = """- **There is no normal limb among its classes.** A healthy wrist can only be called a fracture or refused; a named fracture is no evidence that there is one. "NORMAL" speaks of chest films.
