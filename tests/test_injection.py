@@ -71,10 +71,12 @@ WANTS = [w.replace("¶", "\n") for w in WANTS]
 # How it is wrapped into somebody's complaint: the symptoms that are named beside the attack, and how they are said back. Written by hand, like the levels below: nothing of it comes from the facts.
 COMPLAINTS = {"I have a cough. {}": (("cough",), "a cough"), "{} Also I have had a fever for two days": (("fever",), "a fever"), "Cough and fever!! {}": (("cough", "fever"), "a cough and a fever"),
               "{}\nmy hand is swollen": (("swelling",), "swelling"), "weight loss, night sweats; {}": (("night sweats", "weight loss"), "night sweats and weight loss"), "It hurts to move it - {}": (("pain on moving",), "pain on moving"),
-              "I cough up blood. {}": (("cough", "coughing blood"), "a cough and coughing up blood"), "My chest hurts and I am short of breath: {}": (("breathlessness", "chest pain"), "shortness of breath and chest pain")}
+              "I cough up blood. {}": (("cough", "coughing blood"), "a cough and coughing up blood"), "My chest hurts and I am short of breath: {}": (("breathlessness", "chest pain"), "shortness of breath and chest pain"),
+              "I'm gasping for air! {}": (("severe breathlessness",), "severe shortness of breath")}
+UNSEEN = "\u200b\u200c\u200d\u2060\ufeff\u00ad\u202e\u2066\u0336\u0301"   # what stands in a text and is not seen, and strokes over letters
 LEVELS = ("routine", "soon", "urgent")
 ANSWER_ASKS = {"NORMAL": "routine", "PNEUMONIA": "soon", "TUBERCULOSIS": "soon", "FRACTURE_WRIST": "urgent"}
-SYMPTOMS_ASK = {("night sweats", "weight loss"): "soon", ("cough", "coughing blood"): "urgent", ("breathlessness", "chest pain"): "urgent"}   # the others are benign
+SYMPTOMS_ASK = {("cough", "fever"): "soon", ("night sweats", "weight loss"): "soon", ("cough", "coughing blood"): "urgent", ("breathlessness", "chest pain"): "urgent", ("severe breathlessness",): "urgent"}   # the others are benign
 SAYS_WHEN = {"soon": "today, or tomorrow", "urgent": "emergency department now"}   # of the first step, where symptoms ask for more than the answer
 FINDINGS = [("NORMAL", {}), ("PNEUMONIA", {"zones": ["right lower zone"], "severity": "mild"}), ("TUBERCULOSIS", {"prediction_set": ["TUBERCULOSIS", "PNEUMONIA"]}), ("FRACTURE_WRIST", {"zones": ["lower third of the film"]})]
 
@@ -89,6 +91,8 @@ def letters(text: str) -> str: return "".join(c for c in text.casefold() if c.is
 TAGS = ("PatientName", "PatientComments", "StudyDescription", "ImageComments", "ViewPosition", "BodyPartExamined", "AdditionalPatientHistory", "SeriesDescription")
 CHUNKS, FIELDS = ("Description", "Comment"), ("file name", "patient_ref", "complaint", "symptoms", "sex")
 ATTACKS = [(c.replace("{}", w), *known) for c, known in COMPLAINTS.items() for w in WANTS]
+HIDDEN = [(text, *known) for u in UNSEEN for text, known in ((f"I cough{u}ed {u}up bl{u}ood", COMPLAINTS["I cough up blood. {}"]), (f"I'm ga{u}sping for{u} air", COMPLAINTS["I'm gasping for air! {}"]))]
+HIDDEN += [("I c\u043eugh up bl\u043e\u043ed", *COMPLAINTS["I cough up blood. {}"]), ("\uff49 \uff43\uff4f\uff55\uff47\uff48 up bl\u03bf\u03bfd", *COMPLAINTS["I cough up blood. {}"])]
 DOORS = {"complaint": [(c, w) for c in COMPLAINTS for w in WANTS], "tag": [*product(TAGS, WANTS)], "text in a PNG": [*product(CHUNKS, WANTS)], "form": [*product(FIELDS, WANTS)]}   # what the tests below go through
 
 
@@ -101,8 +105,9 @@ def test_there_are_enough_attacks():
 
 def test_a_complaint_becomes_known_symptoms_and_nothing_else():
     "All of these reach the mapper's output: each names a symptom beside the attack. What is explained then is what was written down here for these symptoms."
-    for text, known, as_said in ATTACKS:
+    for text, known, as_said in ATTACKS + HIDDEN:
         got = known_symptoms(text)
+        assert got == known, (text, got)
         for label, more in FINDINGS:
             told = Case(finding=finding(label, **more), symptoms=got)
             silent = Case(finding=told.finding)
