@@ -97,7 +97,7 @@ ENGLISH = {
     "explanation_pending": "The explanation is being written. This can take a minute; the answer above will not change.",
     "explanation_off": "No explanation was asked for.",
     "next_steps": "What to do next",
-    "urgency": {"routine": "No hurry by this film alone", "soon": "See a doctor soon", "urgent": "See a doctor now"},
+    "urgency": {"routine": "No hurry by this film alone", "soon": "See a doctor soon", "urgent": "Be seen without delay"},
     "source": {"llm": "Reviewed sentences, chosen by a language model and checked against the answer.", "template": "Written from fixed, reviewed sentences."},
     "patient": "Known of the patient",
     "ages": {"years": "{n:g} years", "old": "90 years or older", "months": "{n:g} months", "weeks": "{n:g} weeks"},
