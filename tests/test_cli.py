@@ -399,7 +399,7 @@ def test_app_goes_on_when_the_language_service_cannot_start(place, tmp_path):
 
 def test_doctor_names_what_is_missing(place, tmp_path):
     r = cxr(place, "doctor", COLUMNS="200")
-    assert r.returncode == 0 and "every hash is right" in r.stdout and "reviewed sentences" in r.stdout
+    assert r.returncode == 0 and "every hash is right" in r.stdout and "reviewed sentences" in r.stdout and all(f"its {what}" in r.stdout for what in ("films", "accuracy", "goals", "terms"))
     r = cxr(place, "doctor", CXR_BUNDLE=str(tmp_path), COLUMNS="200")
     assert r.returncode == 1 and "missing" in r.stdout and "make run" in r.stdout and "Traceback" not in r.stderr
 

@@ -35,7 +35,7 @@ def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("project")
     for name in ("nbs", "cxr_pred"): shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
     (folder / "metrics/bench").mkdir(parents=True)
-    for name in ("dvc.yaml", "settings.ini", "metrics/bench/gpu_training.json", "metrics/bench/as_served.json"): shutil.copy(ROOT / name, folder / name)
+    for name in ("dvc.yaml", "settings.ini", *(f"metrics/bench/{n}.json" for n in ("as_served", "engines", "gpu_training"))): shutil.copy(ROOT / name, folder / name)
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     for stage, changed in SMALL.items():
         assert set(changed) <= set(params[stage]), f"{stage} has other parameters"

@@ -79,7 +79,7 @@ SCORES = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=Tru
 def goals(gates: dict | None) -> list[dict]:
     "The gates as they are shown, the missed ones first."
     words, order = S["board"]["met"], {"false": 0, "not measured": 1, "true": 2, "timed": 3}
-    state = lambda g: str(g["passed"]).lower() if isinstance(g["passed"], bool) else g["passed"]
+    state = lambda g: "timed" if g.get("timed") == "clock" else str(g["passed"]).lower() if isinstance(g["passed"], bool) else g["passed"]
     rows = [dict(name=g["name"], value="-" if g.get("value") is None else f"{g['value']:.4g}", wants=f"{g['wants']} {g['threshold']:g}", met=words.get(state(g), state(g)), look={"true": "routine", "false": "urgent"}.get(state(g), "soon"), at=order.get(state(g), 1)) for g in (gates or {}).get("gates", [])]
     return sorted(rows, key=lambda g: g["at"])
 

@@ -11,7 +11,7 @@ __all__ = ['INTENDED', 'SAMPLE', 'LIMITS', 'CLINICAL_LIMITS', 'place_paragraph',
 # %% ../../nbs/evaluate/card.ipynb #c002
 from ..data.fetch import DATASETS
 from ..data.labels import LABELS, NAMES
-from .sections import behaviour_section, goals_section, limbs_section, outside_section, real_section, validation_section, whom_section
+from .sections import behaviour_section, bench_goals, goals_section, limbs_section, outside_section, real_section, validation_section, whom_section
 from .tripod import TRIPOD, tripod_section
 from .wording import area, markdown_table, share, with_interval
 
@@ -207,7 +207,10 @@ def failure_section(
     "Spoiled films, pictures that are none, subgroups, heatmap, and what was not measured."
     modes, answered = vit["failure_modes"], vit["failure_modes_answered"]
     spoiled = markdown_table(["the same films", "accuracy", "answered"], [[m.replace("_", " "), share(modes[m]), share(answered[m])] for m in sorted(modes, key=lambda m: -modes[m])])
-    groups = markdown_table(["group", "n", "accuracy", "answered"], [[g, v["n"], with_interval(v["accuracy"]) if v["accuracy"] else "not assessable", share(v["answered"]) if v["accuracy"] else None] for g, v in vit["subgroups"].items()])
+    groups, all_of = vit["subgroups"], any("ece" in v for v in vit["subgroups"].values())   # runs made before have the first two alone
+    more = lambda v: [with_interval(v["balanced_accuracy"]), area(v["macro_auroc"]), f"{v['ece']:.3f}", f"{v['brier']:.3f}"] if "ece" in v else [None] * 4
+    groups = markdown_table(["group", "n", "accuracy", "answered"] + (["balanced accuracy", "macro AUROC", "calibration error", "Brier score"] if all_of else []),
+                            [[g, v["n"], with_interval(v["accuracy"]) if v["accuracy"] else "not assessable", share(v["answered"]) if v["accuracy"] else None] + (more(v) if all_of else []) for g, v in groups.items()])
     o, game = vit["ood"], vit.get("pointing_game")
     apart = [f"{share(v['value'])} of {v['n']} {p}s" for p, v in sorted(o.get("false_reject_parts", {}).items())]
     parts = f" ({', '.join(apart)})" if apart else ""
@@ -280,8 +283,10 @@ def model_card(
     gates: dict | None = None,        # metrics/gates.json
     speed: dict | None = None,        # metrics/bench/gpu_training.json
     served: dict | None = None,       # metrics/bench/as_served.json, from `as_served`
+    engines: dict | None = None,      # metrics/bench/engines.json
+    export: dict | None = None,       # metrics/export.json
 ) -> str:
     "The whole card, Markdown. It names no version, time or commit, so that equal models have equal cards."
-    sections = (head(profile, train["model"], served), goals_section(gates) + kermany_paragraph(vit, served, gates), data_section(etl), training_section(train, llm), *([made] if (made := recipes_section(speed)) else []), accuracy_section(vit), *([pair_section(vit, served)] if vit.get("pair") else []), validation_section(vit), shortcut_section(vit), real_section(vit), whom_section(vit), failure_section(vit, served),
+    sections = (head(profile, train["model"], served), goals_section(gates, bench_goals(profile, vit, export, engines, speed)) + kermany_paragraph(vit, served, gates), data_section(etl), training_section(train, llm), *([made] if (made := recipes_section(speed)) else []), accuracy_section(vit), *([pair_section(vit, served)] if vit.get("pair") else []), validation_section(vit), shortcut_section(vit), real_section(vit), whom_section(vit), failure_section(vit, served),
                 behaviour_section(vit), limbs_section(vit), outside_section(vit), language_section(llm_metrics), limits_section(profile), tripod_section())
     return "\n".join(sections) + f"\nThe ten classes: {'; '.join(f'{l}, {NAMES[l]}' for l in LABELS)}.\n"

@@ -14,6 +14,7 @@ from ..data.images import Film
 from .card import language_section, words_paragraph
 from .examples import drawings_section, read_drawings, write_examples
 from .gates import check_gates, halt_if_failed
+from .sections import bench_goals, goals_section
 from ..tracking import git_commit
 from ..vision.bundle import bundle_files, content_version
 from ..vision.classify import Bundle, Classifier, load_bundle
@@ -73,6 +74,9 @@ def renew(
     data = {n: b.read(n) for n in b.manifest["files"]} | {f"llm/{n}": (run / "llm" / n).read_bytes() for n in LLM_FILES}
     data |= {f"metrics/{n}.json": (run / "metrics" / f"{n}.json").read_bytes() for n in ("llm", "train_llm")} | {"facts.yaml": facts.read_bytes()}
     card, package, drawn = with_words(data["MODEL_CARD.md"].decode(), read_json(run / "llm" / "llm.json"), metrics["llm"]), load_params(profile)["package"], None
+    bench = {n: read_json(f) if (f := root() / "metrics" / "bench" / f"{n}.json").is_file() else None for n in ("engines", "gpu_training")}
+    export = b.json("metrics/export.json") if "metrics/export.json" in data else None
+    if "\n## Goals\n" in card: card = with_section(card, goals_section(gates, bench_goals(profile, metrics["vit"], export, bench["engines"], bench["gpu_training"])))
     if "\n## Its examples\n" in card:
         drawn, section = drawn_anew(target, package)
         card, data = with_section(card, section), {n: d for n, d in data.items() if not n.startswith("examples/")}
@@ -85,7 +89,7 @@ def renew(
         (folder / name).write_bytes(content)
     if drawn is not None: write_examples(folder / "examples", drawn, package["seed"])
     write_json(folder / "metrics" / "gates.json", gates)
-    before = b.json("release.json")
+    before = {"from_bundle_hash" if k == "bundle_hash" else k: v for k, v in b.json("release.json").items()}   # releases of before called it so: the hash of the run's bundle, not of the release
     version = content_version(profile, {n: h for n, h in bundle_files(folder).items()})
     write_json(folder / "release.json", before | {"version": version, "language": {"git_commit": git_commit(), "onto": before["version"]}})
     files = bundle_files(folder)

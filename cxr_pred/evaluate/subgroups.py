@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ..data.labels import CHEST
-from .scores import bootstrap
+from .scores import bootstrap, score
 from .verdicts import LEAST, verdict
 
 # %% ../../nbs/evaluate/subgroups.ipynb #c004
@@ -38,8 +38,10 @@ def subgroups(
     least: int = LEAST,      # films below which no figure is given
     times: int = 1000,
     seed: int = 0,
+    truth: np.ndarray | None = None,  # (n,) int, index in LABELS
+    probs: np.ndarray | None = None,  # (n, 10) calibrated probabilities
 ) -> dict[str, dict]:
-    "For each subgroup, named as sex/F: n, verdict, and, from `least` films on, accuracy with its interval and the share answered; else None and 'not assessable'."
+    "For each subgroup, named as sex/F: n, verdict, and, from `least` films on, accuracy with its interval, the share answered and, with probabilities, the rest of `score`; else None and 'not assessable'."
     from fairlearn.metrics import MetricFrame, count
     groups, rows = films.group_id.to_numpy(), {}
     for column, values in memberships(films).items():
@@ -50,6 +52,7 @@ def subgroups(
             of, enough = (values == value).to_numpy(), f.n >= least
             rows[f"{column}/{value}"] = {"n": int(f.n), "accuracy": bootstrap(lambda i: float(right[of][i].mean()), groups[of], times, seed) if enough else None, "answered": float(f.answered) if enough else None,
                                          "verdict": "assessed" if enough else "not assessable"}
+            if enough and probs is not None: rows[f"{column}/{value}"] |= {k: v for k, v in score(truth[of], probs[of], groups[of], times, seed).items() if k not in ("n", "accuracy")}
     return rows
 
 # %% ../../nbs/evaluate/subgroups.ipynb #n0091
