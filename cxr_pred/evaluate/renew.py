@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..core import CxrError, SetupError, load_params, read_json, root, run_dir, write_json
 from ..data.images import Film
-from .card import language_section, words_paragraph
+from .card import INTENDED, as_served, failure_section, kermany_paragraph, language_section, pair_section, place_paragraph, words_paragraph
 from .examples import drawings_section, read_drawings, write_examples
 from .gates import check_gates, halt_if_failed
 from .sections import bench_goals, goals_section
@@ -74,9 +74,13 @@ def renew(
     data = {n: b.read(n) for n in b.manifest["files"]} | {f"llm/{n}": (run / "llm" / n).read_bytes() for n in LLM_FILES}
     data |= {f"metrics/{n}.json": (run / "metrics" / f"{n}.json").read_bytes() for n in ("llm", "train_llm")} | {"facts.yaml": facts.read_bytes()}
     card, package, drawn = with_words(data["MODEL_CARD.md"].decode(), read_json(run / "llm" / "llm.json"), metrics["llm"]), load_params(profile)["package"], None
-    bench = {n: read_json(f) if (f := root() / "metrics" / "bench" / f"{n}.json").is_file() else None for n in ("engines", "gpu_training")}
+    bench = {n: read_json(f) if (f := root() / "metrics" / "bench" / f"{n}.json").is_file() else None for n in ("as_served", "engines", "gpu_training")}
     export = b.json("metrics/export.json") if "metrics/export.json" in data else None
-    if "\n## Goals\n" in card: card = with_section(card, goals_section(gates, bench_goals(profile, metrics["vit"], export, bench["engines"], bench["gpu_training"])))
+    served, vit = as_served(bench["as_served"], b.manifest["files"]), metrics["vit"]
+    if "\n## Goals\n" in card:   # what benchmarks measured of these networks since
+        card = with_section(card, goals_section(gates, bench_goals(profile, vit, export, bench["engines"], bench["gpu_training"])) + (kermany_paragraph(vit, served, gates) if "kermany" in vit else ""))
+        if served:
+            for section in (INTENDED + place_paragraph(profile, served), pair_section(vit, served), failure_section(vit, served)): card = with_section(card, section)
     if "\n## Its examples\n" in card:
         drawn, section = drawn_anew(target, package)
         card, data = with_section(card, section), {n: d for n, d in data.items() if not n.startswith("examples/")}

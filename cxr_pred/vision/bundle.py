@@ -114,7 +114,7 @@ def release(
     for name, content in data.items():
         (new / name).parent.mkdir(parents=True, exist_ok=True)
         (new / name).write_bytes(content)
-    write_json(new / "release.json", {"git_commit": git_commit(), "bundle_hash": b.hash, "version": b.manifest["version"], "left_out": ["vit.onnx"]})
+    write_json(new / "release.json", {"git_commit": git_commit(), "from_bundle_hash": b.hash, "version": b.manifest["version"], "left_out": ["vit.onnx"]})
     write_json(new / "manifest.json", b.manifest | {"files": bundle_files(new)})
     shutil.rmtree(target, ignore_errors=True)
     new.rename(target)
