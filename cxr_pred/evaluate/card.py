@@ -36,7 +36,7 @@ def place_paragraph(
     if not served: return f"{head}. How often was not measured.\n"
     said = lambda k: f"a zone is named on {with_interval(served['places']['pair'][k]['zones'])} and anything is coloured on {with_interval(served['places']['pair'][k]['coloured'])}"
     n = {k: v["quick"]["n"] for k, v in served["places"]["pair"].items()}
-    return f"{head}. Of {n['ill chests']} ill chests of the test that it answered {said('ill chests')}, of {n['limbs']} limbs {said('limbs')}; of {n['normal chests']} normal chests {share(served['places']['pair']['normal chests']['coloured']['value'])} have a colour, which speaks for normal and marks nothing.\n"
+    return f"{head}. Of {n['ill chests']} ill chests of the test that it answered {said('ill chests')}, of {n['limbs']} limbs {said('limbs')}. Where nothing was found nothing is coloured.\n"
 
 
 def head(

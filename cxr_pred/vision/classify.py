@@ -283,7 +283,7 @@ class Classifier:
         if seen.status == "rejected": return Result(seen.status, seen.reason_code, ood=seen.ood, timings=times, network=network)
         label = LABELS[int(seen.p.argmax())]
         heat = self.on_film(seen.out["heat"][0, seen.p.argmax()], *film.size)
-        if network == "edge": heat = np.zeros_like(heat)
+        if network == "edge" or label == "NORMAL": heat = np.zeros_like(heat)   # the quick one has no map, and what is not there has no place
         status, reason_code = ("abstained", "unusual_film") if seen.status == "ok" and told_otherwise(film.meta, label) else (seen.status, seen.reason_code)
         grade = by.severity(seen.out["severity"][0], label) if "severity" in seen.out else "unknown"
         flags = film.flags + [q for q in ([] if film.flagged else quality_flags(film.pixels, counts=film.counts, small=film.small)) if q not in film.flags]

@@ -57,7 +57,7 @@ export class Reader {
     const { temperature, limit } = ownNumbers(out.logits.data, c, labels, this.page.chest), p = softmax(out.logits.data, temperature), ood = out.ood.data[0], [status, reason_code] = decide(p, ood, c, labels, this.page.chest);
     if (status === 'rejected') return { status, reason_code, ood, timings, film, square };
     const top = p.indexOf(Math.max(...p)), label = labels[top], [, , rows, columns] = out.heat.dims, n = rows * columns;
-    const heat = heatOnFilm(out.heat.data.slice(top * n, (top + 1) * n), rows, filmBox(film.width, film.height, preprocessing.size, preprocessing.resize), preprocessing.size);
+    const heat = label === 'NORMAL' ? new Float32Array(n) : heatOnFilm(out.heat.data.slice(top * n, (top + 1) * n), rows, filmBox(film.width, film.height, preprocessing.size, preprocessing.resize), preprocessing.size);   // what is not there has no place
     const flags = qualityFlags(film, counts, small, quality);
     const finding = {
       label, probability: p[top], probabilities: Object.fromEntries(labels.map((l, i) => [l, p[i]])), prediction_set: predictionSet(p, limit, labels), coverage: c.conformal.coverage,
