@@ -20,7 +20,7 @@ from cxr_pred.data.sample import plan_films, render
 from cxr_pred.language.facts import load_facts
 from cxr_pred.language.case import Case
 from cxr_pred.language.findings import template_explanation
-from cxr_pred.vision.classify import Classifier, calibrated, decide, prediction_set, set_limit
+from cxr_pred.vision.classify import Classifier, calibrated, decide, points_nowhere, prediction_set, set_limit
 from cxr_pred.vision.finding import Finding, confidence_word, is_spread, zones
 from cxr_pred.vision.toy import toy_bundle, toy_patterns
 
@@ -135,7 +135,7 @@ def compared(said, film, r, classifier, facts=None, rounds=False):
     if not (r.finding and said.get("finding")): return None
     found = Finding.model_validate(said["finding"])
     same, heat = (r.status, r.finding.label) == (said["status"], found.label), np.reshape(np.float32(said["heat"]), r.heat.shape) if rounds else r.heat
-    if rounds or same: assert (found.zones, said["spread"]) == (zones(heat, found.label), is_spread(heat)), f"places of {said['status']} {found.label}"
+    if rounds or same: assert (found.zones, said["spread"]) == (zones(heat, found.label), points_nowhere(heat)), f"places of {said['status']} {found.label}"
     if facts:
         e = template_explanation(Case(status=said["status"], reason_code=said["reason_code"], finding=found), facts)
         assert (e.summary, e.details, e.next_steps, e.urgency) == tuple(said["said"][k] for k in ("summary", "details", "next_steps", "urgency"))
@@ -261,7 +261,7 @@ def check_int8(read, classifier, files, slack=1e-3):
         if most is None: continue
         apart["probabilities"].append(most); own["probabilities"].append(max(abs(q[LABELS.index(l)] - p) for l, p in r.finding.probabilities.items()))
         if found["label"] != label or its != label: continue
-        places.append((r.finding.zones, is_spread(r.heat)) == (found["zones"], said["spread"]))
+        places.append((r.finding.zones, points_nowhere(r.heat)) == (found["zones"], said["spread"]))
         apart["maps"].append(np.abs(np.reshape(said["heat"], r.heat.shape) - r.heat).max())
         own["maps"].append(np.abs(classifier.on_film(two["heat"][0, LABELS.index(label)], *film.size) - r.heat).max())
     tell = lambda n, of: f"{n} of {len(files)} answers are the same; " + ", ".join(f"{k} differ by {np.mean(v):.4f} on average and {np.max(v):.3f} at most" for k, v in of.items() if v)
