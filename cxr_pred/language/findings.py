@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..data.labels import LIMB
-from .case import Case, Symptom
+from .case import SEVERE, Case, Symptom
 from .facts import added, ahead, entry, next_steps, texts, urgency, urgent_signs
 from ..vision.finding import Finding, confidence_word
 
@@ -135,7 +135,7 @@ def percent(share: float) -> int:
 
 def named_symptoms(case: Case) -> str:
     "The symptoms in words, as they stand in a sentence; empty if none was named."
-    said = [s for s in case.symptoms if f"severe {s}" not in case.symptoms]   # the severe one says it
+    said = [s for s in case.symptoms if s not in {SEVERE.get(t) for t in case.symptoms}]   # the severe one says it
     return joined([SAID[s] for s in said]) if said else ""
 
 
