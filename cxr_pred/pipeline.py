@@ -39,8 +39,9 @@ def stage_parameters(
     declared: set[str],    # names that the notebook knows
     instead: dict[str, Any] = {},  # values in place of the profile's, e.g. another run folder
 ) -> dict[str, Any]:
-    "What papermill passes: profile, run folder and the stage's section. Raises `SetupError` for names the notebook lacks."
-    params = {"profile": check_profile(profile), "run": run_dir(profile).relative_to(root()).as_posix(), **load_params(profile, stage), **instead}
+    "What papermill passes: profile, run folder, the stage's section, and what the notebook takes of the section `language`. Raises `SetupError` for names the notebook lacks."
+    language = {k: v for k, v in load_params(profile).get("language", {}).items() if k in declared}
+    params = {"profile": check_profile(profile), "run": run_dir(profile).relative_to(root()).as_posix(), **language, **load_params(profile, stage), **instead}
     if unknown := sorted(set(params) - declared):
         raise SetupError("unknown_parameter", f"The notebook of stage {stage} does not know {', '.join(unknown)}.", f"It knows: {', '.join(sorted(declared))}.")
     return params

@@ -18,6 +18,7 @@ from cxr_pred.data.images import decode
 from cxr_pred.data.labels import CHEST, LABELS
 from cxr_pred.data.sample import plan_films, render
 from cxr_pred.language.facts import load_facts
+from cxr_pred.language.wordings import pseudo_language, words_of
 from cxr_pred.language.case import Case
 from cxr_pred.language.findings import template_explanation
 from cxr_pred.vision.classify import Classifier, calibrated, decide, points_nowhere, prediction_set, set_limit
@@ -205,16 +206,19 @@ def test_chest_and_limb_calibrated_apart(browser, tmp_path):
 
 
 @here
-def test_the_words_for_the_same_findings(browser, tmp_path):
-    "Explanations of findings with one, two and three answers, places and severities, among them both kinds of pneumonia in either order."
-    facts, sets = load_facts(FACTS), [["COVID19", "PNEUMONIA"], ["PNEUMONIA", "COVID19"], ["TUBERCULOSIS", "PNEUMONIA", "COVID19"], ["TUBERCULOSIS", "COVID19", "PNEUMONIA"], ["TUBERCULOSIS", "PNEUMONIA"], ["FRACTURE_WRIST", "FRACTURE_FINGERS", "FRACTURE_ELBOW"], ["NORMAL"]]
+@pytest.mark.parametrize("language", ["en", "en-XA"])
+def test_the_words_for_the_same_findings(browser, tmp_path, language):
+    "Explanations of findings with one, two and three answers, places and severities, among them both kinds of pneumonia in either order, and in another language."
+    facts_file = FACTS
+    if language != "en": (facts_file := tmp_path / "facts.yaml").write_text(json.dumps(pseudo_language(load_facts(FACTS))))
+    facts, sets = load_facts(facts_file), [["COVID19", "PNEUMONIA"], ["PNEUMONIA", "COVID19"], ["TUBERCULOSIS", "PNEUMONIA", "COVID19"], ["TUBERCULOSIS", "COVID19", "PNEUMONIA"], ["TUBERCULOSIS", "PNEUMONIA"], ["FRACTURE_WRIST", "FRACTURE_FINGERS", "FRACTURE_ELBOW"], ["NORMAL"]]
     places = {True: ["right lower zone", "left middle zone"], False: ["upper third of the film", "middle third of the film"]}
     found = []
     for k, names in enumerate(sets):
         p = dict.fromkeys(LABELS, 0.0) | {l: q for l, q in zip(names, (0.6, 0.3, 0.1))}
         p |= {next(l for l in LABELS if l not in names): 1 - sum(p.values())}
         found.append(Finding(label=names[0], probability=p[names[0]], probabilities=p, prediction_set=names, severity="none" if names == ["NORMAL"] else ("unknown", "mild")[k % 2], zones=[] if names == ["NORMAL"] else places[names[0] in CHEST][:1 + k % 2], quality_flags=["saturated", "tiny"][:k % 3]))
-    browser_page(toy_bundle(tmp_path / "bundle", FACTS), tmp_path / "page")
+    browser_page(toy_bundle(tmp_path / "bundle", facts_file), tmp_path / "page")
     with served(tmp_path / "page") as url:
         page = browser.new_page()
         page.goto(url)
@@ -223,7 +227,7 @@ def test_the_words_for_the_same_findings(browser, tmp_path):
     for f, s in zip(found, said):
         e = template_explanation(Case(finding=f), facts)
         assert (e.summary, e.details, e.next_steps, e.urgency) == tuple(s[k] for k in ("summary", "details", "next_steps", "urgency")), f.prediction_set
-    assert sum("another kind of pneumonia" in s["details"] for s in said) == 3, "and plain pneumonia where COVID-19 is no answer"
+    assert sum(words_of(facts)["other_pneumonia"] in s["details"] for s in said) == 3, "and plain pneumonia where COVID-19 is no answer"
 
 
 def on_the_border(r, calibration, apart, distance):

@@ -16,8 +16,9 @@ from ..core import CxrError, SetupError, read_json, root, write_json
 from ..data.images import preparation
 from ..data.labels import CHEST, LABELS, LIMB, NAMES
 from ..data.quality import BLANK_RANGE, CHEST_16, COLOUR_TRACE
-from ..language import findings
 from ..language.facts import LINES, load_facts
+from ..language.findings import named
+from ..language.wordings import words_of
 from ..vision.classify import HEAT_COLOURS, Bundle, load_bundle
 from ..vision.finding import SPREAD
 
@@ -38,14 +39,18 @@ def page_facts(
     facts: dict,  # from `load_facts`
 ) -> dict:
     "The facts that an explanation stands on, without their sources."
-    plain = lambda e: {k: e[k] for k in ("name", "urgency") if k in e} | {k: [line["text"] for line in e[k]] for k in LINES if e.get(k)}
-    return {"classes": {k: plain(e) for k, e in facts["classes"].items()}, "no_answer": {k: plain(e) for k, e in facts["no_answer"].items()},
+    plain = lambda e: {"urgency": e["urgency"]} | {k: [line["text"] for line in e[k]] for k in LINES if e.get(k)}
+    return {"language": facts["language"], "classes": {k: plain(e) | {"name": named(k, facts), "forms": {f"name_{form}": name for form, name in e.get("forms", {}).items()}} for k, e in facts["classes"].items()}, "no_answer": {k: plain(e) for k, e in facts["no_answer"].items()},
             "severity_floor": facts["severity_floor"], "film_notes": {k: line["text"] for k, line in facts.get("film_notes", {}).items()}, "escalation": {k: [line["text"] for line in lines] for k, lines in facts["escalation"].items()}}
 
 
-def sentences() -> dict:
-    "The reviewed sentences of `language.findings`, the first wording of each."
-    return {kind: wordings[0] for kind, wordings in findings.WORDINGS["patient"].items()} | {"none": {k: v[0] for k, v in findings.NO_LEADS.items()}, "flags": findings.FLAGS}
+def sentences(
+    facts: dict,
+) -> dict:
+    "The reviewed sentences for a patient in the facts' language, the first wording of each, and the small words that stand in them."
+    words = words_of(facts)
+    small = {"side": words["side"]["patient"], "whom": words["whom"]["patient"]} | {k: words[k] for k in ("flags", "zones", "join", "severity", "word", "normal_film", "other_pneumonia")}
+    return {kind: wordings[0] for kind, wordings in words["patient"].items()} | {"none": {k: v[0] for k, v in words["none"].items()}, "words": small}
 
 # %% ../../nbs/clinic/browser.ipynb #b008
 def page_data(b: Bundle) -> dict:
@@ -55,10 +60,10 @@ def page_data(b: Bundle) -> dict:
         raise SetupError("not_in_browser", f"Films are prepared with the tone {how['tone']} here, and the page can do percentile only.", "Make a bundle with etl.tone percentile.")
     engine = b.json("calibration.json")["engine"]
     if not engine.endswith(".onnx"): raise SetupError("not_in_browser", f"The bundle serves {engine}, and the page can run ONNX only.", "Set export_vit.engine to vit.int8.onnx.")
-    facts = page_facts(load_facts(b.path / "facts.yaml")) if "facts.yaml" in b.manifest["files"] else None
+    facts = load_facts(b.path / "facts.yaml") if "facts.yaml" in b.manifest["files"] else None
     return {"version": b.manifest["version"], "bundle": b.hash, "engine": engine, "names": NAMES, "chest": list(CHEST), "words": STRINGS, "own": OWN,
             "knows": {"chest": [NAMES[l] for l in CHEST if l != "NORMAL"] + [STRINGS["knows_none"]], "limb": [NAMES[l] for l in LIMB]},
-            "may_be_normal": MAY_BE_NORMAL, "heat_colours": HEAT_COLOURS.tolist(), "spread": SPREAD, "quality": {"chest": CHEST_16.tolist(), "blank_range": BLANK_RANGE, "colour_trace": COLOUR_TRACE}, "facts": facts, "said": sentences()}
+            "may_be_normal": MAY_BE_NORMAL, "heat_colours": HEAT_COLOURS.tolist(), "spread": SPREAD, "quality": {"chest": CHEST_16.tolist(), "blank_range": BLANK_RANGE, "colour_trace": COLOUR_TRACE}, "facts": page_facts(facts) if facts else None, "said": sentences(facts) if facts else None}
 
 # %% ../../nbs/clinic/browser.ipynb #b011
 RUNTIME = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")  # of onnxruntime-web

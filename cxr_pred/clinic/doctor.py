@@ -16,8 +16,10 @@ from typing import NamedTuple
 import numpy as np
 
 from .together import why_no_writer
+from .words import STRINGS
 from ..core import CxrError, root, settings
 from ..films import place_of
+from ..language.facts import load_facts
 from ..data.images import Film
 from ..vision.classify import Bundle, Classifier, load_bundle
 
@@ -104,6 +106,9 @@ def of_what() -> Iterator[Check]:
         return f"{len(missed)} of {len(m['gates'])} missed{': ' + ', '.join(missed) if missed else ''}; {sum(g['passed'] not in (True, False) for g in m['gates'])} not measured"
     yield Check("its goals", "ok", told(b, "metrics/gates.json", goals))
     yield Check("its terms", "ok", terms(b))
+    if "facts.yaml" in b.manifest["files"]:
+        said, page = load_facts(b.path / "facts.yaml")["language"], STRINGS["language"]
+        yield Check("its language", "ok" if said == page else "optional", f"explanations in {said}" + (f", the page in {page}" if said != page else ""), "" if said == page else "CXR_LANGUAGE names the page's words, `cxr-pred language` makes a bundle")
 
 
 def one_film() -> str:

@@ -129,7 +129,7 @@ CSS = ".cxr{" + LIGHT + "} .dark .cxr{" + DARK + """}
 .cxr .bar{display:grid;grid-template-columns:minmax(0,1.15fr) minmax(0,1fr) 3rem;gap:.7rem;align-items:center;font-size:.93rem;padding:.16rem 0} .cxr .bar .rail{height:.6rem;border-radius:9px;background:var(--tint);overflow:hidden}
 .cxr .bar i{display:block;height:100%;border-radius:9px;background:var(--rest)} .cxr .bar.in i{background:var(--bar)} .cxr .bar.in .n{font-weight:600} .cxr .bar b{text-align:right;font-weight:500;font-variant-numeric:tabular-nums}
 .cxr details{margin-top:.3rem} .cxr summary{cursor:pointer;color:var(--accent);font-size:.92rem}
-.cxr ul{padding-left:1.2rem;list-style:disc} .cxr li{margin:.25rem 0;color:inherit} .cxr .text p+p,.cxr .text ul+p{margin-top:.6rem} .cxr .grid>*{min-width:0}
+.cxr ul{padding-left:1.2rem;list-style:disc} .cxr li{margin:.25rem 0;color:inherit} .cxr .text p+p,.cxr .text div+p{margin-top:.6rem} .cxr .grid>*{min-width:0}
 .cxr .note{background:var(--tint);border-radius:8px;padding:.7rem .9rem} .cxr dl{display:grid;grid-template-columns:auto 1fr;gap:.15rem .9rem;margin:0;font-size:.93rem} .cxr dt{color:var(--soft)} .cxr dd{margin:0}
 .cxr .disclaimer{border-left:4px solid var(--warn);background:var(--warn-bg);color:var(--warn);padding:.6rem .9rem;border-radius:6px;font-size:.93rem;margin-top:1.2rem} .cxr .end{margin-top:.8rem;font-size:.8rem;color:var(--soft);overflow-wrap:anywhere} .cxr a{color:var(--accent);padding:0} .cxr .end{display:flex;flex-wrap:wrap;gap:.2rem 1rem}
 .cxr .settled{border-left:4px solid var(--accent);background:var(--tint);border-radius:6px;padding:.7rem .9rem;margin-bottom:1.1rem} .cxr .settled h2{font-size:1.35rem} .cxr .settled~.top h2{font-size:1.2rem} .cxr .text .note+p{margin-top:.6rem}
@@ -161,8 +161,8 @@ CARD = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
 <section class="text"><h3>{{ s.explanation }}</h3>
 {% if r.overruled %}<p class="note">{{ s.settled.note }}</p>{% endif %}
 
-{% if r.explanation %}<p>{{ r.explanation.summary }}</p>{% if r.explanation.details %}<p>{{ r.explanation.details }}</p>{% endif %}
-{% if r.explanation.next_steps %}<h3 style="margin-top:1rem">{{ s.next_steps }}</h3><ul>{% for step in r.explanation.next_steps %}<li>{{ step }}</li>{% endfor %}</ul>{% endif %}
+{% if r.explanation %}<div{% if r.explanation.language != s.language %} lang="{{ r.explanation.language }}"{% endif %}><p>{{ r.explanation.summary }}</p>{% if r.explanation.details %}<p>{{ r.explanation.details }}</p>{% endif %}
+{% if r.explanation.next_steps %}<h3 style="margin-top:1rem" lang="{{ s.language }}">{{ s.next_steps }}</h3><ul>{% for step in r.explanation.next_steps %}<li>{{ step }}</li>{% endfor %}</ul>{% endif %}</div>
 <p class="soft">{{ s.source[r.explanation.source] }}</p>
 {% elif r.explanation_status == 'pending' %}{% if heard %}<p>{{ heard|join(' ') }}</p>{% endif %}<p class="pending" role="status">{{ s.explanation_pending }}</p>{% else %}<p class="soft">{{ s.explanation_off }}</p>{% endif %}</section>
 {% if r.status == 'ok' %}<section class="bars"><h3>{{ s.confidence }}</h3>{{ rows(items[:first]) }}<details{{ ' open' if full }}><summary>{{ items[first:]|length }} more</summary>{{ rows(items[first:]) }}</details></section>

@@ -16,6 +16,7 @@ from ..language.facts import reading_grade
 from ..language.findings import Explanation, assemble, choices, fits, parse_answer
 from ..language.sft import edited_parts
 from ..language.verify import check
+from ..language.wordings import has_rules
 
 # %% ../../nbs/evaluate/language.ipynb #c004
 KINDS = {
@@ -51,10 +52,10 @@ def rates(
     facts: dict,
     bound: bool = False,    # see `kinds_of`
 ) -> dict[str, float]:
-    "The share of texts, 0 to 1, with each group of KINDS, and of those that would be refused. Raises `ValueError` for none."
+    "The share of texts, 0 to 1, with each group of KINDS (None in a language without rules), and of those that would be refused. Raises `ValueError` for none."
     if not texts or len(texts) != len(cases): raise ValueError(f"{len(texts)} texts for {len(cases)} cases")
     found = [kinds_of(t, c, facts, bound) for t, c in zip(texts, cases)]
-    return {name: sum(bool(f & kinds) for f in found) / len(found) for name, kinds in KINDS.items()} | {"fallback_rate": sum(bool(f) for f in found) / len(found), "n": len(found)}
+    return {name: sum(bool(f & kinds) for f in found) / len(found) if has_rules(facts) else None for name, kinds in KINDS.items()} | {"fallback_rate": sum(bool(f) for f in found) / len(found), "n": len(found)}
 
 
 def final_rates(
@@ -64,9 +65,11 @@ def final_rates(
 ) -> dict[str, float]:
     "The same of finished explanations by `evaluate.judge`, their form by the check, and the share that the template wrote."
     if not explanations or len(explanations) != len(cases): raise ValueError(f"{len(explanations)} explanations for {len(cases)} cases")
+    told = {"fallback_rate": sum(e.source == "template" for e in explanations) / len(explanations), "n": len(explanations)}
+    if not has_rules(facts): return {name: None for name in KINDS} | told
     form = [{p.split(":")[0] for p in check(e, c, facts)} & KINDS["form_rate"] for e, c in zip(explanations, cases)]
     found = [{f.kind for f in flags(e, c, facts)} for e, c in zip(explanations, cases)]
-    return {name: sum(bool(f & kinds) for f in found) / len(found) for name, kinds in JUDGED.items()} | {"form_rate": sum(map(bool, form)) / len(form), "fallback_rate": sum(e.source == "template" for e in explanations) / len(found), "n": len(found)}
+    return {name: sum(bool(f & kinds) for f in found) / len(found) for name, kinds in JUDGED.items()} | {"form_rate": sum(map(bool, form)) / len(form)} | told
 
 # %% ../../nbs/evaluate/language.ipynb #ewrd0002
 def spoken(text: str) -> str:
@@ -78,11 +81,12 @@ def spoken(text: str) -> str:
 def wording(
     texts: Sequence[str],   # what people would read
     cases: Sequence[Case],
+    facts: dict,
 ) -> dict[str, float | None]:
-    "Mean reading grade of what patients get, share over grade 8, share of different sentences, distinct-2; None where there is nothing to count."
-    grades = [reading_grade(t) for t, c in zip(texts, cases, strict=True) if c.reader == "patient" and t.strip()]
+    "Mean reading grade of what patients get, share over grade 8, share of different sentences, distinct-2; None where there is nothing to count, and for the grade in a language whose formula nobody has."
+    grades = [reading_grade(t) for t, c in zip(texts, cases, strict=True) if c.reader == "patient" and t.strip() and has_rules(facts)]
     sentences = [s for t in texts for s in re.split(r"(?<=[.!?])\s+", t.strip()) if s]
-    pairs = [p for t in texts for words in [re.findall(r"[a-z']+", t.lower())] for p in zip(words, words[1:])]
+    pairs = [p for t in texts for words in [re.findall(r"(?:[^\W\d_]|')+", t.lower())] for p in zip(words, words[1:])]
     part = lambda found: len(set(found)) / len(found) if found else None
     return {"readability_grade": round(sum(grades) / len(grades), 1) if grades else None, "above_grade_8_rate": sum(g > 8 for g in grades) / len(grades) if grades else None, "different_sentences": part(sentences), "distinct_2": part(pairs)}
 

@@ -309,7 +309,7 @@ def explain_aloud(
             new = finished_sentences(text)[len(told):]
             if refused := bool(new) and (not known.issuperset(s.text for s in new) or bool(sentence_problems([s.text for s in new], case, facts))): break
             told += new
-            yield from (s._replace(text=as_told({"summary": s.text}, case)["summary"]) if s.part == "summary" else s for s in new)
+            yield from (s._replace(text=as_told({"summary": s.text}, case, facts)["summary"]) if s.part == "summary" else s for s in new)
         done = template_explanation(case, facts, "llm_unsupported") if refused else judge(text, case, facts)
         if done.source == "template" and time.monotonic() > end: done = template_explanation(case, facts, "llm_timeout"); break
         if done.source == "llm" or stop(): break

@@ -18,8 +18,9 @@ import numpy as np
 from ..core import InputError, write_json
 from ..data.labels import CHEST, LABELS
 from .case import Case, Symptom
-from .findings import FLAGS, IF_BROKEN, ZONES, assemble, choices, finding_prompt, parse_answer, parts, write_answer
+from .findings import IF_BROKEN, assemble, choices, finding_prompt, parse_answer, parts, write_answer
 from .verify import check, sentences, sentences_among
+from .wordings import ENGLISH, ZONES
 from ..vision.finding import Finding, confidence_word
 
 # %% ../../nbs/language/sft.ipynb #c004
@@ -50,7 +51,7 @@ def sample_finding(
     others = rng.sample(kin, min(len(kin), rng.choices((0, 1, 2), (50, 35, 15) if p > 0.7 else (25, 50, 25))[0]))
     places = [] if label == "NORMAL" else rng.sample([z for z in ZONES if z.endswith("zone") == (label in CHEST)], rng.choices((0, 1, 2), (10, 55, 35))[0])
     severity = "none" if label == "NORMAL" else rng.choices(("unknown", "mild", "moderate", "severe"), (55, 15, 15, 15))[0]
-    flags = rng.sample([*FLAGS, *FILM_NOTES], rng.choices((0, 1, 2), (75, 20, 5))[0])
+    flags = rng.sample([*ENGLISH["flags"], *FILM_NOTES], rng.choices((0, 1, 2), (75, 20, 5))[0])
     return Finding(label=label, probability=p, probabilities=spread(label, p, others), prediction_set=[label, *others], severity=severity, zones=places, quality_flags=flags)
 
 FILM_NOTES = ("sideways", "looks_negative")   # of which the facts speak, and not the writer

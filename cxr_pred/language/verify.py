@@ -10,8 +10,8 @@ __all__ = ['BREAK', 'CONDITIONS', 'PARTS', 'INFECTION', 'CHEST_WORDS', 'UNKNOWN'
            'IN_CASE', 'WAIT', 'CUES', 'TOO_SLOW', 'LEAK', 'STRANGE', 'OPEN_TO_DOCTOR', 'sentences', 'sentences_among',
            'plain', 'trusted', 'word', 'named', 'condition_problems', 'negation_problems', 'zone_problems',
            'degree_problems', 'quality_problems', 'without_named', 'symptom_problems', 'slow_problems',
-           'urgency_problems', 'form_problems', 'missing_problems', 'case_words', 'vocabulary_problems',
-           'sentence_problems', 'check']
+           'urgency_problems', 'form_problems', 'missing_problems', 'case_words', 'vocabulary_problems', 'reviewed',
+           'reviewed_problems', 'sentence_problems', 'check']
 
 # %% ../../nbs/language/verify.ipynb #c002
 import re
@@ -20,8 +20,9 @@ from collections.abc import Iterable, Iterator
 from ..data.labels import CHEST, LABELS
 from .case import FOUND, Case
 from .facts import MEDICINE, URGENCIES, caveats, entry, next_steps, texts, urgency, urgent_signs
-from .findings import SAID, Explanation, known_flags, known_zones, named_symptoms, percent
+from .findings import Explanation, fits, known_flags, known_zones, may_say, named_symptoms, percent
 from .vocabulary import strange_words, words_of
+from .wordings import ENGLISH, has_rules
 from ..vision.finding import Finding, confidence_word
 
 # %% ../../nbs/language/verify.ipynb #c004
@@ -336,6 +337,27 @@ def vocabulary_problems(
     for s in said:
         if strange := strange_words(s, known): yield f"words: {', '.join(strange[:3])} in {s!r}"
 
+# %% ../../nbs/language/verify.ipynb #c480fce4
+def reviewed(
+    case: Case,
+    facts: dict,
+) -> set[str]:
+    "Every sentence of every text that may be read about this case."
+    return sentences_among(may_say(case, facts)) | {s for step in (*next_steps(facts, case), *urgent_signs(facts, case)) for s in sentences(step)}
+
+
+def reviewed_problems(
+    explanation: Explanation,
+    case: Case,
+    facts: dict,
+) -> Iterator[str]:
+    "Where an explanation is not a choice among the reviewed sentences with the rule's steps and urgency."
+    for part, places in may_say(case, facts).items():
+        if not fits({part: getattr(explanation, part)}, {part: places}): yield f"words: the {part} is no choice among the reviewed sentences"
+    if explanation.next_steps != [*next_steps(facts, case), *urgent_signs(facts, case)]: yield "urgency: the next steps are not the rule's"
+    if explanation.urgency != (rule := urgency(facts, case)): yield f"urgency: {explanation.urgency} is not {rule}"
+    if explanation.language != facts["language"]: yield f"language: {explanation.language!r} is not {facts['language']!r}"
+
 # %% ../../nbs/language/verify.ipynb #c031
 def sentence_problems(
     said: Iterable[str],
@@ -344,6 +366,7 @@ def sentence_problems(
     closed: bool = True,  # only words that somebody looked at; False for what a physician wrote
 ) -> list[str]:
     "What is wrong with single sentences, whatever else the text says: enough to stop a writer in the middle."
+    if not has_rules(facts): return [f"words: not among the reviewed sentences: {s!r}" for s in said if s not in reviewed(case, facts)]
     said, ok = [*said], trusted(facts, case)
     own, finding = [s for s in said if plain(s) not in ok], case.answered
     out, rest = [*symptom_problems(own, case)], without_named(own, case)
@@ -358,6 +381,7 @@ def check(
     closed: bool = True,  # as `sentence_problems`
 ) -> list[str]:
     "Problems as `kind: what in which sentence`; empty if the text says nothing that the finding does not."
+    if not has_rules(facts): return [*reviewed_problems(explanation, case, facts)]
     said = [s for part in (explanation.summary, explanation.details, *explanation.next_steps) for s in sentences(part)]
     fixed = {t for e in (*facts["classes"].values(), *facts["no_answer"].values()) for t in texts(e, "urgent_signs") + texts(e.get("children") or {}, "urgent_signs")}
     steps = [s for s in explanation.next_steps if s not in fixed]

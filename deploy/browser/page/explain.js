@@ -1,29 +1,29 @@
-// What an answer means, in the fixed, reviewed sentences of the server (language/findings) and the bundle's facts.
+// What an answer means, in the reviewed sentences of the server (language/wordings, or the facts' own language) and the bundle's facts.
 
 const URGENCIES = ['routine', 'soon', 'urgent'];
 const fill = (sentence, words) => sentence.replace(/\{(\w+)\}/g, (_, name) => words[name]);
 const texts = (entry, ...kinds) => kinds.flatMap(k => entry[k] ?? []);
-const joined = (words, last = 'and') => words.length === 1 ? words[0] : `${words.slice(0, -1).join(', ')} ${last} ${words.at(-1)}`;
-const article = name => !name.includes('fracture') ? name : `${'aeiou'.includes(name[0]) ? 'an' : 'a'} ${name}`;
+const joined = (words, last) => words.length === 1 ? words[0] : `${words.slice(0, -1).join(', ')} ${last} ${words.at(-1)}`;
 
 export const confidenceWord = p => p >= 0.9 ? 'very likely' : p >= 0.7 ? 'likely' : p >= 0.5 ? 'possible' : 'unclear';
 
-function details(finding, facts, said) {
+function details(finding, said) {
+  const { words } = said;
   const zones = finding.quality_flags.includes('sideways') ? [] : finding.zones;   // on its side left is not left
-  const out = [], flags = finding.quality_flags.map(f => said.flags[f]).filter(Boolean), sides = [...new Set(zones.map(z => z.split(' ')[0]))].filter(w => w === 'left' || w === 'right');
-  const side = sides.length === 2 ? ' (left and right are your own sides)' : sides.length ? ` (${sides[0]} is your own ${sides[0]} side)` : '';
-  if (zones.length) out.push(fill(said.place, { zones: joined(zones, 'and the'), side }));
-  if (['mild', 'moderate', 'severe'].includes(finding.severity)) out.push(fill(said.severity, finding));
-  if (flags.length) out.push(fill(said.film, { flags: joined(flags) }));
+  const out = [], flags = finding.quality_flags.map(f => words.flags[f]).filter(Boolean), sides = [...new Set(zones.map(z => z.split(' ')[0]))].filter(w => w === 'left' || w === 'right');
+  const side = sides.length ? words.side[sides.length === 2 ? 'both' : sides[0]] : '';
+  if (zones.length) out.push(fill(said.place, { zones: joined(zones.map(z => words.zones[z]), words.join.zones), side }));
+  if (words.severity[finding.severity]) out.push(fill(said.severity, { severity: words.severity[finding.severity] }));
+  if (flags.length) out.push(fill(said.film, { flags: joined(flags, words.join.and) }));
   return out;
 }
 
 function others(finding, facts, said) {
   const others = finding.prediction_set.filter(l => l !== finding.label);
   if (others.includes('COVID19') && others.includes('PNEUMONIA')) { others.splice(others.indexOf('PNEUMONIA'), 1); others.splice(others.indexOf('COVID19') + 1, 0, 'PNEUMONIA'); }
-  const another = finding.prediction_set.includes('COVID19') ? 'another kind of pneumonia' : article(facts.classes.PNEUMONIA.name);
-  const names = others.map(l => l === 'NORMAL' ? 'a normal film' : l === 'PNEUMONIA' ? another : article(facts.classes[l].name));
-  return names.length ? [fill(said.others, { others: joined(names, 'or') })] : [];
+  const another = finding.prediction_set.includes('COVID19') ? said.words.other_pneumonia : facts.classes.PNEUMONIA.name;
+  const names = others.map(l => l === 'NORMAL' ? said.words.normal_film : l === 'PNEUMONIA' ? another : facts.classes[l].name);
+  return names.length ? [fill(said.others, { others: joined(names, said.words.join.or), listed: joined(names, said.words.join.and) })] : [];
 }
 
 const highest = levels => URGENCIES[Math.max(...levels.map(l => URGENCIES.indexOf(l)))];
@@ -53,8 +53,8 @@ export function explain({ status, reason_code, finding }, { facts, said }) {
   const open = !ok && held.length && finding.prediction_set.every(l => l.startsWith('FRACTURE')) ? finding.prediction_set : [];
   const notes = ok ? finding.quality_flags.map(f => facts.film_notes?.[f]).filter(Boolean) : [];
   const lead = ok && (finding.label === 'NORMAL' ? said.normal : finding.label.startsWith('FRACTURE') ? said.lead_limb : said.lead);   // it knows no unbroken limb
-  const summary = !ok ? said.none[status] : fill(lead, { name: article(entry.name), word: confidenceWord(finding.probability) });
+  const summary = !ok ? said.none[status] : fill(lead, { ...entry.forms, name: entry.name, word: said.words.word[confidenceWord(finding.probability)] });
   const limits = texts(entry, 'limits'), first = ok && finding.label === 'NORMAL';   // nobody reads on after good news
-  const told = ok ? [...others(finding, facts, said), ...texts(entry, 'what_it_is', 'feels_like'), ...details(finding, facts, said), said.closing] : texts(entry, 'what_it_is');
+  const told = ok ? [...others(finding, facts, said), ...texts(entry, 'what_it_is', 'feels_like'), ...details(finding, said), fill(said.closing, said.words)] : texts(entry, 'what_it_is');
   return { summary, details: [...(first ? limits : []), ...told, ...texts(entry, 'caveat'), ...notes, ...(first ? [] : limits), ...texts(entry, 'doctor_may_check')].join(' '), next_steps: [firstStep(entry, urgency, floor, finding, facts, open), ...texts(entry, 'next_steps').slice(1), ...(ok ? whileOpen(entry, finding, facts) : []), ...texts(entry, 'urgent_signs')], urgency };
 }

@@ -1,0 +1,121 @@
+"Explanations in another language, from the instruction pairs to what a person reads, in a pseudo-locale that no rule knows."
+import json, re, shutil, threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from cxr_pred.clinic.writer import explanation_for, problems_of
+from cxr_pred.core import read_json, root, write_json
+from cxr_pred.evaluate.translate import Flat, flat
+from cxr_pred.language.case import Case
+from cxr_pred.language.facts import load_facts
+from cxr_pred.language.findings import template_explanation
+from cxr_pred.language.sft import NO_ANSWER_CASES, case_of, read_pairs
+from cxr_pred.language.verify import check
+from cxr_pred.language.wordings import accented, pseudo_language
+from cxr_pred.vision.bundle import seal
+from cxr_pred.vision.toy import toy_bundle, toy_patterns
+
+ROOT = root()
+ENGLISH = load_facts(ROOT / "nbs" / "language" / "facts.yaml")
+PLAIN_VOWEL = re.compile("[aeiouy]")
+
+
+def is_english(text: str) -> bool: return bool(PLAIN_VOWEL.search(text))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    "The stages sft, train_llm and evaluate_llm as the pipeline runs them, with a facts file of en-XA and a random base."
+    import papermill as pm
+    from cxr_pred.language.base import toy_base
+    from cxr_pred.language.sft import grammar_pairs
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("settings.ini", "params.yaml"): shutil.copyfile(ROOT / name, folder / name)
+    (folder / "strange.yaml").write_text(yaml.dump(flat(pseudo_language(ENGLISH)), Dumper=Flat, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    facts = load_facts(folder / "strange.yaml")
+    toy_base(folder / "run/llm_base", [f"{p['prompt']}\n{p['answer']}" for p in grammar_pairs(40, facts)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CXR_ROOT", str(folder)); patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        for stage, params in (("sft", {"n_pairs": 60, "facts_file": "strange.yaml"}), ("train_llm", {"rank": 2, "alpha": 4, "steps": 2, "micro_batch": 2, "max_tokens": 1024, "val_pairs": 2}),
+                              ("evaluate_llm", {"n_findings": 3, "n_untrained": 1, "most": 600, "most_untrained": 12, "facts_file": "strange.yaml"})):
+            pm.execute_notebook(ROOT / f"nbs/pipelines/{stage}.ipynb", folder / f"{stage}.ipynb", {"profile": "sample", "run": "run", **params}, kernel_name="python3", language="python", cwd=folder, progress_bar=False)
+    return folder, facts
+
+
+def test_the_pairs_are_in_the_language(made):
+    folder, facts = made
+    pairs = [p for split in ("train", "val", "test") for p in read_pairs(folder / f"run/sft/{split}.jsonl")]
+    assert len(pairs) == 60 and not any(is_english(re.sub(r"COVID-19", "", p["answer"].replace("summary", "").replace("details", ""))) for p in pairs)
+    told = [line.split(": ", 1)[1] for p in pairs for line in p["prompt"].splitlines() if not line.startswith("reader:")]
+    assert not [t for t in told if is_english(t.replace("COVID-19", "").replace(", at ", ""))], "nor does the prompt say anything of the case in English"
+
+
+def test_what_no_rule_can_judge_is_not_measured(made):
+    folder, _ = made
+    m = read_json(folder / "run/metrics/llm.json")
+    assert m["verified_by"] is None and m["n"] == 3
+    for name in ("unsupported_finding_rate", "contradiction_rate", "urgency_below_rule_rate", "form_rate", "readability_grade"): assert {*m[name].values()} == {None}, name
+    assert m["fallback_rate"]["served"] == m["fallback_rate"]["verified"] == 0 and m["fallback_rate"]["trained"] == 1, "a random model chooses sentences as well as any, and writes none"
+    from cxr_pred.evaluate.gates import check_gates
+    gate = {"name": "invented", "metric": "llm.unsupported_finding_rate.verified", "below": 0.01, "action": "halt"}
+    assert check_gates([gate], {"llm": m})[0]["gates"][0]["passed"] == "not measured" and check_gates([gate], {"llm": m})[0]["passed"] is False, "it has to be taken out by whoever reviewed the texts"
+    from cxr_pred.evaluate.card import language_section
+    assert "No rules read prose" in language_section(m)
+
+
+def test_the_service_writes_it_and_the_reader_takes_it(made, tmp_path, monkeypatch):
+    from fastapi.testclient import TestClient
+
+    from cxr_pred.language.service import Desk, create_service
+    folder, facts = made
+    bundle = toy_bundle(tmp_path / "bundle", folder / "strange.yaml")
+    shutil.copytree(folder / "run/llm", bundle / "llm", ignore=shutil.ignore_patterns("*.jsonl", "checkpoints"))
+    for f in [f for f in (bundle / "llm").iterdir() if f.name not in ("adapter.safetensors", "adapter_config.json", "llm.json")]: f.unlink() if f.is_file() else shutil.rmtree(f)
+    seal(bundle, "sample")
+    monkeypatch.setenv("CXR_LLM_BASE", str(folder / "run/llm_base"))
+    from cxr_pred.core import reload_settings
+    reload_settings()
+    with TestClient(create_service(desk := Desk(bundle, engine="litgpt"))) as client:
+        assert desk.opened.wait(60) and desk.problem is None, desk.problem
+        for pair in read_pairs(folder / "run/sft/test.jsonl")[:2]:
+            case = case_of(pair)
+            e = client.post("/v1/explain", json=case.model_dump(mode="json"))
+            from cxr_pred.language.findings import Explanation
+            said = Explanation.model_validate(e.json())
+            assert (said.source, said.language) == ("llm", "en-XA") and not problems_of(said, case, facts) and not is_english(said.text.replace("COVID-19", ""))
+            assert problems_of(said.model_copy(update={"details": said.details.replace("é", "e", 1)}), case, facts)
+    reload_settings()
+
+
+def test_a_film_is_answered_in_it(made, tmp_path):
+    from cxr_pred.clinic.report import html_report
+    from cxr_pred.clinic.study import read_study
+    from cxr_pred.data.sample import png_bytes
+    from cxr_pred.vision.classify import Classifier
+    folder, facts = made
+    reader = Classifier(toy_bundle(tmp_path / "bundle", folder / "strange.yaml"))
+    report, film, heat = read_study(reader, png_bytes(np.kron(toy_patterns()[1], np.ones((14, 14))).clip(0, 1).astype(np.float32)))
+    report = report.model_copy(update={"explanation": explanation_for(report, facts)})
+    assert report.explanation.language == "en-XA"
+    assert re.search(r'<div lang="en-XA"><p>[^<]+</p>', html_report(report, film, heat)), "a screen reader is told"
+
+
+@pytest.mark.parametrize("status, reason", NO_ANSWER_CASES)
+def test_no_answer_is_said_in_it(status, reason):
+    facts = pseudo_language(ENGLISH)
+    for who in ("adult", "child", "baby"):
+        case = Case(status=status, reason_code=reason, age_group=who, symptoms=("fever",))
+        e = template_explanation(case, facts)
+        assert not is_english(e.text.replace("COVID-19", "")) and not check(e, case, facts) and e.urgency == template_explanation(case, ENGLISH).urgency
+
+
+def test_a_physicians_prose_is_refused_and_counted(made):
+    import pandas as pd
+    from cxr_pred.language.sft import feedback_pairs
+    _, facts = made
+    own = accented("The reader sees signs of pneumonia. I agree with it, and a course of rest is what you need.")
+    wrote = pd.DataFrame({"confirmed_label": ["PNEUMONIA"], "severity": [None], "edited_explanation": [own]})
+    assert feedback_pairs(wrote, facts) == ([], 1)
