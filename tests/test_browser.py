@@ -9,7 +9,7 @@ from test_api import FACTS, cat, encoded, pattern
 from test_cli import files_below, ready, service
 
 from cxr_pred.clinic.auth import add_user
-from cxr_pred.core import DISCLAIMER
+from cxr_pred.core import DISCLAIMER, root
 from cxr_pred.store import Store
 from cxr_pred.vision.toy import toy_bundle
 
@@ -369,3 +369,23 @@ def test_the_boards_say_what_the_bundle_does_not_hold(page, url):
         page.get_by_text(sentence).wait_for(timeout=60_000)
         assert fits(page) and page.locator("#always").is_visible()
     assert "no drift watch" in page.locator("#drift-board").inner_text()
+
+
+@pytest.mark.parametrize("hears", [True, False])
+def test_a_page_in_another_language_asks_for_words_only_where_it_hears_them(browser, tmp_path, hears):
+    "Symptoms are typed in the page's language, or ticked where it has no words for that; a film is read either way."
+    toy_bundle(tmp_path / "bundle", FACTS)
+    (tmp_path / "de.yaml").write_text((root() / "tests" / "heard.de.yaml").read_text(encoding="utf-8") if hears else "language: de\n", encoding="utf-8")
+    with service(tmp_path, "serve", CXR_LANGUAGE=str(tmp_path / "de.yaml")) as (url, p, said):
+        ready(url)
+        page = browser.new_page()
+        page.goto(url)
+        page.wait_for_selector("#drop input[type=file]", state="attached", timeout=60_000)
+        page.get_by_role("button", name="About the patient").click()
+        page.get_by_label("Fever", exact=True).check()
+        assert page.get_by_label("Or in your own words").count() == hears
+        if hears: page.get_by_label("Or in your own words").fill("Ich huste Blut")
+        drop(page, "film.png", encoded(pattern()))
+        text = card(page, "ok").inner_text()
+        assert ("From your words: cough, coughing blood." in text) == hears and "fever" in text.lower() and "Ich huste" not in text
+        page.close()

@@ -208,7 +208,7 @@ def add_reading(app: FastAPI, room: ReadingRoom, lanes: Lanes) -> None:
     @senders.post("/v1/predict", response_model=Report, responses=fails(401, 403, 413, 415, 422, 429, 503), summary="Read one film")
     async def predict(request: Request, response: Response, file: Annotated[UploadFile, File(description="PNG, JPEG, TIFF or DICOM")],
                       age: Annotated[float | None, Form(ge=0, le=120, description="years")] = None, sex: Annotated[Sex | None, Form()] = None,
-                      symptoms: Annotated[list[Symptom], Form()] = [], complaint: Annotated[str, Form(max_length=MOST_TYPED, description="in somebody's own words: the symptoms that it names are kept, the words are not")] = "",
+                      symptoms: Annotated[list[Symptom], Form()] = [], complaint: Annotated[str, Form(max_length=MOST_TYPED, description="in somebody's own words, in English, or in the page's language where its file has words for them: the symptoms that it names are kept, the words are not")] = "",
                       patient_ref: Annotated[str | None, Form(max_length=200, description="kept as a keyed hash only")] = None,
                       explain: bool = True, idempotency_key: IdempotencyKey = None):
         "The finding at once. The explanation comes with it, or is `pending` where a language model writes it."

@@ -32,6 +32,7 @@ from .reading import ReadingRoom
 from .report import CSS, DARK, LIGHT, card_html
 from .study import Patient, Symptom
 from .viewer import VIEWER_CSS, VIEWER_JS
+from .words import HEARD, TAKES_WORDS
 from .words import STRINGS as S
 from ..core import CxrError, InputError, SetupError, log, settings
 from ..data.labels import CHEST, LIMB, NAMES
@@ -116,7 +117,7 @@ def years_of(
 def told_line(complaint: str) -> str:
     "What was understood of somebody's own words, without the words; empty where none were typed."
     if not complaint.strip(): return ""
-    return S["understood"].format(symptoms=", ".join(named)) if (named := known_symptoms(complaint)) else S["not_understood"]
+    return S["understood"].format(symptoms=", ".join(named)) if (named := known_symptoms(complaint, HEARD)) else S["not_understood"]
 
 
 def answer_card(room: ReadingRoom, study_id: str, heard: list[str] = (), told: str = "") -> str:
@@ -225,7 +226,7 @@ PAGE_JS = """
 
 # %% ../../nbs/clinic/app.ipynb #c015
 def patient_fields() -> list:
-    "Age, sex and symptoms, folded away."
+    "Age, sex and symptoms, folded away; no field for one's own words where the page could not hear them."
     import gradio as gr
     with gr.Accordion(S["about"], open=False):
         gr.Markdown(S["about_note"], elem_classes="quiet")
@@ -234,7 +235,7 @@ def patient_fields() -> list:
         symptoms = gr.CheckboxGroup([(s.capitalize(), s) for s in get_args(Symptom)], label=S["symptoms"])
         as_sent(sex, symptoms)
         return [age, sex, symptoms,
-                gr.Textbox(label=S["complaint"], info=S["complaint_note"], lines=2, max_length=MOST_TYPED)]
+                gr.Textbox(label=S["complaint"], info=S["complaint_note"], lines=2, max_length=MOST_TYPED, visible=TAKES_WORDS)]
 
 
 def film_side(room: ReadingRoom, films: list[Path]) -> tuple:

@@ -15,6 +15,7 @@ from typing import Annotated, Literal, get_args
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from .words import HEARD
 from ..core import DISCLAIMER
 from ..data.dicom import OLDEST
 from ..data.images import Film, decode, read_film
@@ -37,8 +38,8 @@ class Patient(BaseModel):
     symptoms: list[Symptom] = []
 
     def with_words(self, complaint: str) -> "Patient":
-        "The same, with the symptoms that somebody's own words name; the words are forgotten."
-        named = {*self.symptoms, *known_symptoms(complaint)}
+        "The same, with the symptoms that somebody's own words name, in the page's language or in English; the words are forgotten."
+        named = {*self.symptoms, *known_symptoms(complaint, HEARD)}
         return self.model_copy(update={"symptoms": [s for s in get_args(Symptom) if s in named]})
 
     def filled_from(self, film: Film) -> "Patient":

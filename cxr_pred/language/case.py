@@ -5,16 +5,21 @@
 # %% auto #0
 __all__ = ['Symptom', 'Reader', 'CHEST_SYMPTOMS', 'AgeGroup', 'CHILD_BELOW', 'BABY_BELOW', 'MOST_TYPED', 'BLOOD', 'BETWEEN',
            'SPUTUM', 'CANNOT', 'STRONG', 'WORDS', 'FOUND', 'SEVERE', 'RED', 'ALIKE', 'DENIES', 'NEGATES', 'PASSED',
-           'PASSED_AT_FIRST', 'BUT_NOW', 'AFTER', 'TOKEN', 'Case', 'age_group', 'symptom_spans', 'named_in',
-           'known_symptoms']
+           'PASSED_AT_FIRST', 'BUT_NOW', 'AFTER', 'PARTS', 'TOKEN', 'STOP', 'NEVER', 'HEARS_ENGLISH', 'NEEDED',
+           'WORD_PARTS', 'PATTERN_PARTS', 'PIECES', 'NUMBERED', 'Case', 'age_group', 'Hearing', 'symptom_spans',
+           'named_in', 'plain_letters', 'known_symptoms', 'folded_piece', 'folded_pattern', 'misfit', 'table', 'listed',
+           'joined', 'single', 'english_beside', 'hearings_of']
 
 # %% ../../nbs/language/case.ipynb #c002
 import re
 import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from ..core import SetupError
 from ..vision.finding import Finding, ReasonCode, Status
 
 # %% ../../nbs/language/case.ipynb #c003
@@ -94,15 +99,38 @@ PASSED = frozenset("a an any the of or for signs sign symptoms history evidence 
 PASSED_AT_FIRST = frozenset("i my his her have has had having got been be feel feeling felt think do does did".split())   # and over these until the list has begun
 BUT_NOW = re.compile(r"\b(?:until|till|except|unless|like (?:this|that)|than (?:usual|normal|before)|before(?=\s*(?:$|,|now)))\b")   # after it, what was denied is there now, or comes at times
 AFTER = re.compile(r"\s*(?:(?:is|was|are|were) )?(?:denied|absent)\b")
+PARTS = r"\b(?:but|and then|however|although)\b"   # words that part clauses
 TOKEN = re.compile(r"[\w'-]+|,")
+STOP = r"(?<!\d)\.|\.(?!\d)|[;:!?\n()]| -+ |[\u2013\u2014]"   # punctuation that parts clauses
+NEVER = re.compile(r"(?!)")
+
+
+@dataclass(frozen=True)
+class Hearing:
+    "What has to be known of a language to hear symptoms in it; its words as `known_symptoms` leaves them, without accents and in small letters."
+    found: Mapping[Symptom, re.Pattern]
+    negates: frozenset[str]
+    denies: frozenset[str] = frozenset()           # of them, those that are carried over commas and "and"
+    only_before: Mapping[str, frozenset[str]] = field(default_factory=dict)   # of them, those that negate only before these words
+    passed: frozenset[str] = frozenset()           # a negation reaches over these
+    at_first: frozenset[str] = frozenset()         # and over these until the list has begun
+    ands: frozenset[str] = frozenset()
+    ors: tuple[str, ...] = ()                      # what ends a list that a negation reaches over; the first is how a stroke (cough/fever) is read
+    but_now: re.Pattern = NEVER                    # after it, what was denied is there now, or comes at times
+    after: re.Pattern = NEVER                      # denies the symptom right before it
+    ends: re.Pattern = re.compile(STOP)            # of a clause
+
+
+HEARS_ENGLISH = Hearing(FOUND, NEGATES, DENIES, dict.fromkeys(("free", "negative"), frozenset({"of", "for"})), PASSED, PASSED_AT_FIRST, frozenset({"and"}), ("or", "nor"), BUT_NOW, AFTER, re.compile(rf"{STOP}|{PARTS}"))
 
 
 def symptom_spans(
     clause: str,
+    hearing: Hearing = HEARS_ENGLISH,
 ) -> list[tuple[int, int, set[str]]]:  # from, to, names; in order, none over another
     "Where a clause names symptoms; what overlaps is one place (`coughing up blood` is a cough too)."
     out = []
-    for begin, end, name in sorted((m.start(), m.end(), name) for name, pattern in FOUND.items() for m in pattern.finditer(clause)):
+    for begin, end, name in sorted((m.start(), m.end(), name) for name, pattern in hearing.found.items() for m in pattern.finditer(clause)):
         if out and begin < out[-1][1]: out[-1] = (out[-1][0], max(end, out[-1][1]), out[-1][2] | {name})
         else: out.append((begin, end, {name}))
     return out
@@ -110,38 +138,138 @@ def symptom_spans(
 
 def named_in(
     clause: str,
+    hearing: Hearing = HEARS_ENGLISH,
 ) -> set[str]:
     "The symptoms that a clause names and does not deny."
-    spans, tokens, at = symptom_spans(clause), [], 0
+    h, spans, tokens, at = hearing, symptom_spans(clause, hearing), [], 0
     for begin, end, names in [*spans, (len(clause), len(clause), None)]:
-        after = names and AFTER.match(clause, end)
-        if names and BUT_NOW.search(clause, end, comma if (comma := clause.find(",", end)) >= 0 else len(clause)): names = frozenset(names)   # a denial of this symptom is taken back, not of the next item
+        after = names and h.after.match(clause, end)
+        if names and h.but_now.search(clause, end, comma if (comma := clause.find(",", end)) >= 0 else len(clause)): names = frozenset(names)   # a denial of this symptom is taken back, not of the next item
         tokens += [*TOKEN.findall(clause[at:begin]), *([set() if after else names] if names else [])]
         at = after.end() if after else end
     said, by, begun = set(), "", False   # by: the negation that reaches here
     for i, token in enumerate(tokens):
         if isinstance(token, set | frozenset):
             if not by or isinstance(token, frozenset): said |= token
-            elif i and isinstance(tokens[i - 1], set | frozenset) and by not in DENIES: said |= token & RED   # "no fever coughing blood": nothing carries the denial on
+            elif i and isinstance(tokens[i - 1], set | frozenset) and by not in h.denies: said |= token & RED   # "no fever coughing blood": nothing carries the denial on
             begun = True
-        elif token in NEGATES and (token not in ("free", "negative") or tokens[i + 1:i + 2] in (["of"], ["for"])): by, begun = token, False
+        elif token in h.negates and (token not in h.only_before or any(t in h.only_before[token] for t in tokens[i + 1:i + 2] if isinstance(t, str))): by, begun = token, False
         elif token == "," and not begun: by = ""   # it denied something else: "tested negative, ..."
         elif token == ",":
-            rest = next((t for t in tokens[i:] if not isinstance(t, set | frozenset) and t not in {",", *PASSED} - {"or"}), "")
-            if by not in DENIES and rest not in ("or", "nor"): by = ""
-        elif token == "and" and by in DENIES or token in PASSED or token in PASSED_AT_FIRST and not begun: pass
+            rest = next((t for t in tokens[i:] if not isinstance(t, set | frozenset) and t not in {",", *h.passed} - {*h.ors}), "")
+            if by not in h.denies and rest not in h.ors: by = ""
+        elif token in h.ands and by in h.denies or token in h.passed or token in h.ors or token in h.at_first and not begun: pass
         else: by = ""
     return said
 
 
+def plain_letters(
+    text: str,
+    gap: str = "",  # in place of letters that nobody sees
+) -> str:
+    "A text without accents and strokes, in small letters, Latin ones where they look so."
+    letters = [(c, unicodedata.category(c)) for c in unicodedata.normalize("NFKD", text)]
+    return "".join(gap if kind == "Cf" else c for c, kind in letters if kind not in ("Mn", "Me")).casefold().translate(ALIKE).replace("\u2019", "'")
+
+
 def known_symptoms(
     text: str,  # what somebody typed; it is not kept
+    hearings: Iterable[Hearing] = (HEARS_ENGLISH,),   # in which languages
 ) -> tuple[Symptom, ...]:
-    "The listed symptoms that a text names and does not deny, in the list's order."
-    letters, said = [(c, unicodedata.category(c)) for c in unicodedata.normalize("NFKD", text[:MOST_TYPED])], set()
-    for seen in {"".join(gap if kind == "Cf" else c for c, kind in letters if kind not in ("Mn", "Me")) for gap in ("", " ")}:   # what nobody sees may stand in a word or between two
-        plain = re.sub(r"\s*[/|]\s*", " or ", re.sub(r"(?<=\w)-(?=\w)", " ", seen.casefold().translate(ALIKE).replace("\u2019", "'")))
-        clauses = re.split(r"(?<!\d)\.|\.(?!\d)|[;:!?\n()]| -+ |[\u2013\u2014]|\b(?:but|and then|however|although)\b", re.sub(r"[ \t]+", " ", plain))
-        said = said.union(*map(named_in, clauses))
+    "The listed symptoms that a text names and does not deny, in the list's order; heard in any of the languages."
+    said = set()
+    for h in hearings:
+        for seen in {plain_letters(text[:MOST_TYPED], gap) for gap in ("", " ")}:   # what nobody sees may stand in a word or between two
+            plain = re.sub(r"\s*[/|]\s*", f" {h.ors[0]} " if h.ors else ", ", re.sub(r"(?<=\w)-(?=\w)", " ", seen))
+            said = said.union(*(named_in(clause, h) for clause in h.ends.split(re.sub(r"[ \t]+", " ", plain))))
     said -= {SEVERE[s] for s in said if s in SEVERE}
     return tuple(name for name in get_args(Symptom) if name in said)
+
+# %% ../../nbs/language/case.ipynb #0c16a939
+NEEDED = ("symptoms", "negates")
+WORD_PARTS = ("negates", "denies", "passed", "at_first", "ands", "ors")
+PATTERN_PARTS = ("but_now", "after", "parts", "not_english")
+PIECES = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|.", re.DOTALL)   # of a regular expression: an escape, a class, a letter
+NUMBERED = re.compile(r"(?<!\\)(?:\\\\)*\\(?:[uUxN0-9]|[^\x00-\x7f])")   # a letter or a group that is named by its number
+
+
+def folded_piece(piece: str) -> str:
+    "A piece of a regular expression with its letters as `plain_letters` leaves them. Raises `ValueError`."
+    if piece[0] == "[" and (any(len(plain_letters(c)) > 1 for c in piece) or re.search(r"[^\x00-\x7f]-|-[^\x00-\x7f]", piece)): raise ValueError(f"write {piece} as (?:a|b|c), letter by letter")
+    letters = piece if piece[0] == "\\" else plain_letters(piece)
+    return " " if letters == "-" else letters if len(letters) < 2 or piece[0] in "[\\" else f"(?:{letters})"   # a hyphen in a word is a space by then
+
+
+def folded_pattern(pattern: str) -> str:
+    "A regular expression for what `plain_letters` leaves of a text. Raises `ValueError` for one that is none, or that would find nothing or everything."
+    if NUMBERED.search(pattern): raise ValueError("it names a letter or a group by its number")
+    folded = "".join(map(folded_piece, PIECES.findall(pattern)))
+    try: made = re.compile(folded)
+    except re.error as e: raise ValueError(f"it is no regular expression ({e})") from e
+    if made.groups: raise ValueError("write (?:...) in place of (...)")
+    if not folded.strip() or made.search(""): raise ValueError("it fits where nothing is written")
+    return folded
+
+
+def misfit(at: str, why: str) -> SetupError:
+    "The error of a section that cannot be used."
+    return SetupError("bad_language", f"The words that are heard do not fit at {at}: {why}.", "nbs/language/case.ipynb shows a section that does.")
+
+
+def table(value: object, known: Iterable[str], at: str) -> dict:
+    "A part with names, all of them known. Raises `SetupError` bad_language."
+    if not isinstance(value, dict) or not value: raise misfit(at, "names with their words were expected")
+    if more := set(value) - set(known): raise misfit(at, f"{', '.join(sorted(map(str, more)))} is none of {', '.join(known)}")
+    return value
+
+
+def listed(value: object, at: str) -> list[str]:
+    "A part's items, at least one, all of them text. Raises `SetupError` bad_language."
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, list) or not items: raise misfit(at, "words were expected, at least one")
+    for i in items:
+        if not isinstance(i, str): raise misfit(at, f"{i} is no text; put into quotes what YAML takes for something else (no, yes, on, off, a colon with a space)")
+    return items
+
+
+def joined(value: object, at: str) -> str:
+    "A part's regular expressions as one, for whole words. Raises `SetupError` bad_language."
+    out = []
+    for pattern in listed(value, at):
+        try: out.append(folded_pattern(pattern))
+        except ValueError as e: raise misfit(at, f"of {pattern!r}, {e}") from e
+    return rf"\b(?:{'|'.join(out)})\b"
+
+
+def single(value: object, at: str) -> tuple[str, ...]:
+    "A part's words. Raises `SetupError` bad_language."
+    words = tuple(map(plain_letters, listed(value, at)))
+    for w in words:
+        if not re.fullmatch(r"[\w']+", w): raise misfit(at, f"{w!r} is not one word")
+    return words
+
+
+def english_beside(own: Hearing, not_english: str) -> Hearing:
+    "English for what another language has no word for at the same place."
+    left = lambda name: "|".join([not_english, *([own.found[name].pattern] if name in own.found else [])])
+    return replace(HEARS_ENGLISH, found={name: re.compile(rf"(?!{left(name)}){p.pattern}") for name, p in FOUND.items()})
+
+
+def hearings_of(
+    section: dict,  # `heard` of a page's language
+) -> tuple[Hearing, Hearing]:  # in that language, and in English beside it
+    "How a page in another language hears. Raises `SetupError` bad_language."
+    table(section, dict.fromkeys((*NEEDED, *WORD_PARTS, *PATTERN_PARTS, "only_before")), "heard")
+    for name in NEEDED:
+        if name not in section: raise misfit("heard", f"{name} is missing")
+    found = {name: re.compile(joined(value, f"heard.symptoms.{name}")) for name, value in table(section["symptoms"], get_args(Symptom), "heard.symptoms").items()}
+    words = {k: single(section[k], f"heard.{k}") if k in section else () for k in WORD_PARTS}
+    fits = {k: joined(section[k], f"heard.{k}") if k in section else NEVER.pattern for k in PATTERN_PARTS}
+    negates = frozenset(words["negates"] + words["denies"])
+    limited = table(section["only_before"], [w for k in ("negates", "denies") if k in section for w in listed(section[k], f"heard.{k}")], "heard.only_before") if "only_before" in section else {}
+    before = {plain_letters(k): frozenset(single(v, f"heard.only_before.{k}")) for k, v in limited.items()}
+    item_ends = "|".join(["$", ",", *(rf"{a}\b" for a in words["ands"])])
+    own = Hearing(found, negates, frozenset(words["denies"]), before, frozenset(words["passed"]), frozenset(words["at_first"]), frozenset(words["ands"]), words["ors"],
+                  re.compile(fits["but_now"]), re.compile(rf"\s*{fits['after']}(?!,?\s*{fits['but_now']})(?=\s*(?:{item_ends}))"), re.compile(rf"{STOP}|{fits['parts']}"))
+    return own, english_beside(own, fits["not_english"])
+
