@@ -119,3 +119,44 @@ def test_a_physicians_prose_is_refused_and_counted(made):
     own = accented("The reader sees signs of pneumonia. I agree with it, and a course of rest is what you need.")
     wrote = pd.DataFrame({"confirmed_label": ["PNEUMONIA"], "severity": [None], "edited_explanation": [own]})
     assert feedback_pairs(wrote, facts) == ([], 1)
+
+
+def test_nothing_that_a_patient_reads_is_english(made, tmp_path):
+    "Page's words and explanations both in en-XA: card, print and sheet hold no word of English."
+    import html, os, subprocess, sys
+    from cxr_pred.clinic.words import ENGLISH as PAGE
+    folder, _ = made
+    (tmp_path / "page.yaml").write_text(yaml.dump(flat(accented(PAGE | {"language": ""}) | {"language": "en-XA"}), Dumper=Flat, allow_unicode=True), encoding="utf-8")
+    bundle = toy_bundle(tmp_path / "bundle", folder / "strange.yaml")
+    code = """
+import sys
+from pathlib import Path
+import numpy as np
+from cxr_pred.clinic.app import waiting_card, example_caption
+from cxr_pred.clinic.consultation import story
+from cxr_pred.clinic.report import html_report
+from cxr_pred.clinic.study import Patient, read_study
+from cxr_pred.clinic.writer import explanation_for
+from cxr_pred.data.sample import png_bytes
+from cxr_pred.language.facts import load_facts
+from cxr_pred.vision.classify import Classifier
+from cxr_pred.vision.toy import toy_patterns
+bundle, out = map(Path, sys.argv[1:])
+reader, facts = Classifier(bundle), load_facts(bundle / "facts.yaml")
+def said(x):
+    if isinstance(x, list | tuple): return [t for y in x for t in said(y)]
+    return [x.getPlainText()] if hasattr(x, "getPlainText") else said(getattr(x, "_content", None) or getattr(x, "_cellvalues", None) or [])
+for k in (0, 1, 9):
+    r, film, heat = read_study(reader, png_bytes(np.kron(toy_patterns()[k], np.ones((14, 14))).clip(0, 1).astype(np.float32)), patient=Patient(age=40, sex="F", symptoms=["fever"]))
+    r = r.model_copy(update={"explanation": explanation_for(r, facts)})
+    (out / f"{k}.html").write_text(html_report(r, film, heat)); (out / f"{k}.sheet.html").write_text("<br>".join(said(story(r, film, heat, None))))
+(out / "waiting.html").write_text(waiting_card() + example_caption(Path("broken_elbow.png")))
+"""
+    r = subprocess.run([sys.executable, "-c", code, str(bundle), str(tmp_path)], env=os.environ | {"CXR_LANGUAGE": str(tmp_path / "page.yaml")}, capture_output=True, text=True, timeout=180)
+    assert r.returncode == 0, r.stderr[-2000:]
+    for f in sorted(tmp_path.glob("*.html")):
+        text = re.sub(r"<(style|script).*?</\1>", " ", f.read_text(), flags=re.S)
+        seen = [*re.split(r"<[^>]+>", text), *re.findall(r'(?:alt|aria-label|title)="([^"]*)"', text)]
+        left = [t.strip() for t in map(html.unescape, seen) if is_english(re.sub(r"COVID-19|toy-[0-9a-f]+|\b[0-9a-f]{8,}\b|sample-[0-9a-f]+", "", t))]
+        assert not left, (f.name, left)
+    assert len((tmp_path / "1.sheet.html").read_text()) > 1000

@@ -146,6 +146,7 @@ def test_what_is_said_of_the_patient(page, url):
     answer = card(page, "ok")
     assert "10 months" in answer.inner_text() and "From your words: cough, fever." in answer.inner_text() and "all night" not in answer.inner_text() and fits(page)
     page.wait_for_function("() => !document.querySelector('#again')?.offsetParent", timeout=10_000)
+    page.wait_for_function("() => document.querySelector('#side textarea').value === ''", timeout=10_000)   # nobody types the next one's in the moment in which the last one's is taken away
     page.get_by_label("Or in your own words").fill("xyzzy"); page.locator("#examples button").last.click()
     page.wait_for_function("() => document.querySelector('#answer').innerText.includes('None of the listed symptoms was recognised')", timeout=30_000)
     page.wait_for_function("() => document.querySelector('#side textarea').value === ''", timeout=10_000)   # after an example too

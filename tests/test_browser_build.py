@@ -11,7 +11,8 @@ from PIL import Image
 from test_api import FACTS, cat, encoded, pattern
 from test_browser import CHROMIUM, browser, fits  # noqa: F401
 
-from cxr_pred.clinic.browser import OWN, browser_page
+from cxr_pred.clinic.browser import browser_page
+from cxr_pred.clinic.words import STRINGS
 from cxr_pred.clinic.words import STRINGS
 from cxr_pred.core import DISCLAIMER, CxrError, SetupError, read_json, root
 from cxr_pred.data.images import decode
@@ -398,11 +399,11 @@ def test_a_limb_and_whose_advice(page):
     assert word == "Very likely" and int(percent) > 90
     assert answer.locator(".bars > .bar").count() == 6 and all("fracture" in b for b in answer.locator(".bars > .bar .n").all_inner_texts()), "a wrist is asked about lungs further down"
     text = answer.locator("section.text").inner_text()
-    assert "If a bone is broken here, it looks most like a wrist fracture" in text and OWN["adults"] in text and STRINGS["set_one_limb"].split("{")[0].strip() in answer.inner_text()
+    assert "If a bone is broken here, it looks most like a wrist fracture" in text and STRINGS["browser"]["adults"] in text and STRINGS["set_one_limb"].split("{")[0].strip() in answer.inner_text()
     choose(page, "film.png", encoded(pattern()))
     page.wait_for_selector("#answer .cxr[data-label=PNEUMONIA]", timeout=30_000)
     text = page.locator("#answer .cxr").inner_text()
-    assert "If a bone" not in text and OWN["adults"] in text
+    assert "If a bone" not in text and STRINGS["browser"]["adults"] in text
 
 
 @here
@@ -417,10 +418,10 @@ def test_an_example_says_that_it_is_one(browser, tmp_path):
         page.goto(url); page.wait_for_selector("#load.done", timeout=60_000)
         page.locator("#examples button").click()
         answer = card(page, "ok")
-        assert answer.locator("h2").inner_text() == "An example, no patient: Pneumonia" and OWN["example"] in answer.inner_text()
+        assert answer.locator("h2").inner_text() == "An example, no patient: Pneumonia" and STRINGS["browser"]["example"] in answer.inner_text()
         choose(page, "film.png", encoded(pattern()))
         page.wait_for_function("() => document.querySelector('#answer h2')?.innerText === 'Pneumonia'", timeout=30_000)
-        assert OWN["example"] not in page.locator("#answer").inner_text() and page.locator(".bars > .bar").count() == 4
+        assert STRINGS["browser"]["example"] not in page.locator("#answer").inner_text() and page.locator(".bars > .bar").count() == 4
     page.close()
 
 

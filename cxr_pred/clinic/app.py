@@ -35,7 +35,7 @@ from .viewer import VIEWER_CSS, VIEWER_JS
 from .words import HEARD, TAKES_WORDS
 from .words import STRINGS as S
 from ..core import CxrError, InputError, SetupError, log, settings
-from ..data.labels import CHEST, LIMB, NAMES
+from ..data.labels import CHEST, LIMB
 from ..language.case import MOST_TYPED, known_symptoms
 from ..store import no_study
 from ..vision.classify import find_bundle
@@ -43,7 +43,7 @@ from ..vision.classify import find_bundle
 # %% ../../nbs/clinic/app.ipynb #c005
 def waiting_card() -> str:
     "What stands where the answer will be."
-    known = {"chest": [NAMES[l] for l in CHEST if l != "NORMAL"] + [S["knows_none"]], "limb": [NAMES[l] for l in LIMB]}
+    known = {"chest": [S["names"][l] for l in CHEST if l != "NORMAL"] + [S["knows_none"]], "limb": [S["names"][l] for l in LIMB]}
     kinds = "".join(f'<dt>{S["knows_kinds"][kind]}</dt><dd>{", ".join(names)}</dd>' for kind, names in known.items())
     return (f'<article class="cxr"><h2>{S["waiting_title"]}</h2><p class="sure">{S["waiting"]}</p>'
             f'<section style="margin-top:1.2rem"><h3>{S["knows"]}</h3><dl class="long">{kinds}</dl><p class="soft" style="margin-top:.7rem">{S["knows_not"]}</p></section></article>')
@@ -117,7 +117,7 @@ def years_of(
 def told_line(complaint: str) -> str:
     "What was understood of somebody's own words, without the words; empty where none were typed."
     if not complaint.strip(): return ""
-    return S["understood"].format(symptoms=", ".join(named)) if (named := known_symptoms(complaint, HEARD)) else S["not_understood"]
+    return S["understood"].format(symptoms=", ".join(S["complaints"][s] for s in named)) if (named := known_symptoms(complaint, HEARD)) else S["not_understood"]
 
 
 def answer_card(room: ReadingRoom, study_id: str, heard: list[str] = (), told: str = "") -> str:
@@ -177,7 +177,7 @@ def example_films(room: ReadingRoom) -> list[Path]:
 def example_caption(film: Path) -> str:
     "What a file's name says, as a caption: covid19_chest.png is COVID-19 chest."
     words = film.stem.replace("_", " ").replace("covid19", "COVID-19")
-    return words[:1].upper() + words[1:]
+    return S["captions"].get(film.stem) or words[:1].upper() + words[1:]
 
 
 def theme():
@@ -232,7 +232,7 @@ def patient_fields() -> list:
         gr.Markdown(S["about_note"], elem_classes="quiet")
         age = gr.Textbox(label=S["age"], info=S["age_note"], max_length=20)  # a number field of Gradio's shows and sends 0 where nothing was typed
         sex = gr.Radio([(v.capitalize(), k) for k, v in S["sexes"].items()], label=S["sex"])
-        symptoms = gr.CheckboxGroup([(s.capitalize(), s) for s in get_args(Symptom)], label=S["symptoms"])
+        symptoms = gr.CheckboxGroup([(S["complaints"][s].capitalize(), s) for s in get_args(Symptom)], label=S["symptoms"])
         as_sent(sex, symptoms)
         return [age, sex, symptoms,
                 gr.Textbox(label=S["complaint"], info=S["complaint_note"], lines=2, max_length=MOST_TYPED, visible=TAKES_WORDS)]

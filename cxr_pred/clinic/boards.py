@@ -11,7 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from prometheus_client import CollectorRegistry
 
 from .words import STRINGS as S
-from ..data.labels import LABELS, NAMES
+from ..data.labels import LABELS
 from ..vision.classify import Bundle
 
 # %% ../../nbs/clinic/boards.ipynb #908cdac0
@@ -59,7 +59,7 @@ def data_board(bundle: Bundle) -> str:
     etl = held(bundle, "metrics/etl.json")
     dropped = [(name, why.replace("_", " "), n) for name, x in etl["by_source"].items() for kind in ("left_out", "rejected") for why, n in x[kind].items()] if etl else []
     most = max((sum(c.values()) for c in [*etl["by_label"].values(), *(x["by_split"] for x in etl["by_source"].values())]), default=1) if etl else 1
-    return TABLES.render(s=S["board"], etl=etl, labels=LABELS, names=NAMES, dropped=dropped, most=most, profile=bundle.manifest.get("profile"))
+    return TABLES.render(s=S["board"], etl=etl, labels=LABELS, names=S["names"], dropped=dropped, most=most, profile=bundle.manifest.get("profile"))
 
 # %% ../../nbs/clinic/boards.ipynb #bc421f88
 SCORES = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string("""
@@ -89,7 +89,7 @@ def scores(vit: dict) -> tuple[list, list]:
     groups = {S["board"]["all"]: vit["overall"]} | {k.removeprefix("source/"): v for k, v in vit.items() if k.startswith("source/")}
     sets = [(k, v["n"], ranged(v["accuracy"]), ranged(v["balanced_accuracy"]), ranged(v["macro_auroc"], "{:.3f}")) for k, v in groups.items()]
     auroc = lambda x: S["board"]["not_measured"] if x is None else f"{x:.3f}"
-    return sets, [(NAMES[l], c["n"], share(c["sensitivity"]), share(c["specificity"]), auroc(c["auroc"])) for l in LABELS if (c := vit["overall"]["per_class"].get(l))]
+    return sets, [(S["names"][l], c["n"], share(c["sensitivity"]), share(c["specificity"]), auroc(c["auroc"])) for l in LABELS if (c := vit["overall"]["per_class"].get(l))]
 
 
 def model_board(

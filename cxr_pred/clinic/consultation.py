@@ -28,7 +28,7 @@ def questions(report: Report) -> list[str]:
     ask, read = S["ask"], report.settled
     label = str(read.label) if read else str(report.finding.label) if report.status == "ok" and report.finding else "none"
     own = [*([] if read else ask["fracture_unread"]), *ask["fracture"]] if label.startswith("FRACTURE") else ask[label]
-    told = [ask["symptoms"].format(symptoms=", ".join(report.patient.symptoms))] if report.patient.symptoms else []
+    told = [ask["symptoms"].format(symptoms=", ".join(S["complaints"][s] for s in report.patient.symptoms))] if report.patient.symptoms else []
     return [*(ask["first"] if label != "none" and not read else []), *own, *told, *ask["last"]]
 
 # %% ../../nbs/clinic/consultation.ipynb #20fbf399

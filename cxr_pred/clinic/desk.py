@@ -25,7 +25,6 @@ from .viewer import viewer_html
 from .words import STRINGS as S
 from .worklist import Filters, Item, Said, case, opinions, worklist_page
 from ..core import CxrError, InputError, log
-from ..data.labels import NAMES
 from ..database import now
 from ..language.findings import Explanation, template_explanation
 
@@ -100,7 +99,7 @@ def explained(e: Explanation | None) -> str:
 
 def said_html(said: list[Said]) -> str:
     "What physicians said, oldest first."
-    line = lambda x: S["desk"]["saw"].format(who=escape(x.physician), kind=S["desk"]["kinds"].get(x.kind, x.kind), label=escape(NAMES[x.confirmed_label]))
+    line = lambda x: S["desk"]["saw"].format(who=escape(x.physician), kind=S["desk"]["kinds"].get(x.kind, x.kind), label=escape(S["names"][x.confirmed_label]))
     more = lambda x: "".join(f'<br><span class="soft">{escape(p)}</span>' for p in (S["desk"]["severities"].get(x.severity, "") if x.severity else "", x.edited_explanation or "") if p)
     return f'<section class="cxr"><h3>{S["desk"]["said"]}</h3><ul>{"".join(f"<li>{line(x)}{more(x)}</li>" for x in said)}</ul></section>' if said else ""
 
@@ -213,7 +212,7 @@ def reading_form() -> tuple:
     d = S["desk"]
     with gr.Column(visible=False, elem_id="form") as form:
         title = gr.Markdown(elem_id="form-title")
-        label = gr.Radio([(v, k) for k, v in NAMES.items()], label=d["label"], elem_id="label")
+        label = gr.Radio([(v, k) for k, v in S["names"].items()], label=d["label"], elem_id="label")
         severity = gr.Radio([(v, k) for k, v in d["severities"].items()], label=d["severity"], elem_id="severity")
         edited = gr.Textbox(label=d["edited"], lines=3, max_lines=14, max_length=4000, elem_id="edited")
         send = gr.Button(d["send"], variant="primary", elem_id="send")

@@ -19,7 +19,7 @@ from .study import Patient, Report, Settled
 from ..data.dicom import OLDEST
 from .words import STRINGS, confidence_line, flag_words, percent
 from ..data.images import Film
-from ..data.labels import CHEST, LIMB, NAMES
+from ..data.labels import CHEST, LIMB
 from ..vision.classify import heat_overlay
 from ..vision.finding import Finding
 
@@ -43,19 +43,19 @@ def data_uri(
 # %% ../../nbs/clinic/report.ipynb #c010
 def headline(report: Report) -> str:
     "The first line of an answer: the class's name, or that there is none; of an example that it is one."
-    said = STRINGS["headline"][report.status].format(name=report.finding and NAMES[report.finding.label])
+    said = STRINGS["headline"][report.status].format(name=report.finding and STRINGS["names"][report.finding.label])
     return STRINGS["example"].format(headline=said) if report.example else said
 
 
 def bars(finding: Finding) -> list[dict]:
     "All ten classes, those of the answer's part of the body before the others and the most probable first: name, percentage, and whether the prediction set holds it."
     ranked = sorted(finding.probabilities.items(), key=lambda kv: ((kv[0] in LIMB) != (finding.label in LIMB), -kv[1]))
-    return [dict(name=NAMES[k], percent=percent(p), width=round(100 * p, 1), inside=k in finding.prediction_set) for k, p in ranked]
+    return [dict(name=STRINGS["names"][k], percent=percent(p), width=round(100 * p, 1), inside=k in finding.prediction_set) for k, p in ranked]
 
 
 def settled_name(settled: Settled) -> str:
     "What physicians settled, as it stands within a sentence, with its grade where they gave one."
-    name = STRINGS["settled"]["normal"] if settled.label == "NORMAL" else NAMES[settled.label]
+    name = STRINGS["settled"]["normal"] if settled.label == "NORMAL" else STRINGS["names"][settled.label]
     name = name if name[1].isupper() else name[0].lower() + name[1:]   # COVID-19 stays as it is
     return STRINGS["settled"]["graded"].format(name=name, grade=STRINGS["severities"][settled.severity]) if settled.severity in ("mild", "moderate", "severe") else name
 
@@ -84,7 +84,7 @@ MAY_BE_NORMAL = 0.05   # the chance that nothing is wrong from which on it is sa
 
 def set_sentence(finding: Finding) -> str:
     "What the prediction set says, as a sentence; of an illness also how likely a normal film is, which takes no illness back and so stands in no set."
-    coverage, others, normal = round(100 * finding.coverage), [NAMES[l] for l in finding.prediction_set if l != finding.label], finding.probabilities["NORMAL"]
+    coverage, others, normal = round(100 * finding.coverage), [STRINGS["names"][l] for l in finding.prediction_set if l != finding.label], finding.probabilities["NORMAL"]
     kind = "_limb" if finding.label in LIMB else "_normal" if finding.label != "NORMAL" and normal >= MAY_BE_NORMAL else ""
     return STRINGS[("set_many" if others else "set_one") + kind].format(coverage=coverage, names=", ".join(others), percent=percent(normal))
 
@@ -92,7 +92,7 @@ def set_sentence(finding: Finding) -> str:
 def place_words(report: Report) -> str:
     "Where it looked: the zones, or that the answer names no place."
     if report.spread: return STRINGS["zones_spread"]
-    return (", ".join(report.finding.zones) if report.finding else "") or STRINGS["zones_none"]
+    return (", ".join(STRINGS["places"].get(z, z) for z in report.finding.zones) if report.finding else "") or STRINGS["zones_none"]
 
 
 def age_words(
@@ -106,7 +106,7 @@ def age_words(
 
 def patient_line(patient: Patient) -> str:
     "Sex, age, view and symptoms as one line; empty where nothing is known."
-    parts = [patient.sex and STRINGS["sexes"][patient.sex], age_words(patient.age), patient.view and STRINGS["view"].format(view=patient.view), *patient.symptoms]
+    parts = [patient.sex and STRINGS["sexes"][patient.sex], age_words(patient.age), patient.view and STRINGS["view"].format(view=patient.view), *(STRINGS["complaints"][s] for s in patient.symptoms)]
     return ", ".join(p for p in parts if p)
 
 # %% ../../nbs/clinic/report.ipynb #c013
@@ -165,7 +165,7 @@ CARD = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
 {% if r.explanation.next_steps %}<h3 style="margin-top:1rem" lang="{{ s.language }}">{{ s.next_steps }}</h3><ul>{% for step in r.explanation.next_steps %}<li>{{ step }}</li>{% endfor %}</ul>{% endif %}</div>
 <p class="soft">{{ s.source[r.explanation.source] }}</p>
 {% elif r.explanation_status == 'pending' %}{% if heard %}<p>{{ heard|join(' ') }}</p>{% endif %}<p class="pending" role="status">{{ s.explanation_pending }}</p>{% else %}<p class="soft">{{ s.explanation_off }}</p>{% endif %}</section>
-{% if r.status == 'ok' %}<section class="bars"><h3>{{ s.confidence }}</h3>{{ rows(items[:first]) }}<details{{ ' open' if full }}><summary>{{ items[first:]|length }} more</summary>{{ rows(items[first:]) }}</details></section>
+{% if r.status == 'ok' %}<section class="bars"><h3>{{ s.confidence }}</h3>{{ rows(items[:first]) }}<details{{ ' open' if full }}><summary>{{ s.more.format(n=items[first:]|length) }}</summary>{{ rows(items[first:]) }}</details></section>
 {% elif r.finding %}<section class="bars"><details{{ ' open' if full }}><summary>{{ s.considered }}</summary>{{ rows(items) }}</details></section>{% endif %}
 {% if r.status == 'ok' or flags or patient %}<section class="about"><h3>{{ s.quality }}</h3><dl>
 {% if r.status == 'ok' %}<dt>{{ s.zones }}</dt><dd>{{ zones }}</dd><dt>{{ s.severity }}</dt><dd>{{ s.severities[r.finding.severity] }}</dd>{% endif %}

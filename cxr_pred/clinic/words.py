@@ -15,7 +15,9 @@ import yaml
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ..core import DISCLAIMER, SetupError, log
+from ..data.labels import NAMES
 from ..language.case import HEARS_ENGLISH, Hearing, Symptom, hearings_of
+from ..language.wordings import ZONES
 from ..vision.finding import Finding, confidence_word
 
 # %% ../../nbs/clinic/words.ipynb #c004
@@ -28,6 +30,7 @@ ENGLISH = {
     "drop_note": "PNG, JPEG, TIFF or DICOM, or a photograph of the film. One at a time.",
     "examples": "No film at hand? Try one of these",
     "examples_note": "They are synthetic: no patient was X-rayed for them.",
+    "captions": {"normal_chest": "Normal chest", "pneumonia_chest": "Pneumonia chest", "covid19_chest": "COVID-19 chest", "tuberculosis_chest": "Tuberculosis chest", "broken_elbow": "Broken elbow", "broken_fingers": "Broken fingers", "broken_forearm": "Broken forearm", "broken_humerus": "Broken humerus", "broken_shoulder": "Broken shoulder", "broken_wrist": "Broken wrist", "not_a_film": "Not a film"},   # by the files' names
     "example": "An example, no patient: {headline}",
     "example_note": "This film is one of the examples that come with the program: a drawing, and nobody's X-ray. What is said of it is not recorded and is on no physician's list.",
     "about": "About the patient (optional)",
@@ -69,6 +72,11 @@ ENGLISH = {
     "set_many_normal": "It does not rule out: {names}; and it gives a normal film {percent} %. It is set to keep the true answer in about {coverage} of 100 films.",
     "set_many_limb": "If a bone is broken: it does not rule out {names}. It is set to keep the true one in about {coverage} of 100 films, and with new films of limbs it may keep fewer.",
     "considered": "For the doctor: what it considered",
+    "names": dict(NAMES),
+    "certainty": {w: w.capitalize() for w in ("very likely", "likely", "possible", "unclear")},
+    "places": {z: z for z in ZONES},
+    "complaints": {s: s for s in get_args(Symptom)},   # in a list
+    "more": "{n} more",
     "severity": "Severity",
     "severities": {"none": "none", "mild": "mild", "moderate": "moderate", "severe": "severe", "unknown": "not estimated"},
     "zones": "Where it looked",
@@ -177,6 +185,16 @@ ENGLISH = {
     },
     "viewer": {"title": "The film, to look at", "window": "Window", "level": "Level", "invert": "Invert", "nearer": "Nearer", "further": "Further", "fit": "Whole film", "reset": "Reset", "mark": "Mark a place", "unmark": "Remove marks", "heat": "Heatmap", "strength": "Strength",
                "note": "The kept copy of the film: 8 bits a pixel, at most 1280 pixels long. It is not a diagnostic display."},
+    "browser": {   # the page that reads films by itself
+        "drop_note": "PNG or JPEG. One film at a time.",
+        "choose": "Choose a film, or drop it here",
+        "loading": "Loading the reader, {mb} MB, once",
+        "ready": "Ready. Films are read here; nothing is sent.",
+        "broken": "The reader could not be loaded. Load this page again.",
+        "adults": "The advice here is for adults. Have a doctor see a child today: children fall ill faster, and what is urgent in them is another list.",
+        "example": "This film is one of the examples that come with this page: a drawing, and nobody's X-ray.",
+        "waiting": "Choose a film, or try an example. It is read in this browser and never leaves this device.",
+    },
     "benefit": {
         "title": "What it brings", "unknown": "not yet known", "of": "{k} of {n} studies", "interval": "{low} to {high} %",
         "second": "Second readings saved", "second_note": "first readings, unseen, that the model agreed with",
@@ -283,4 +301,4 @@ def percent(
 
 def confidence_line(finding: Finding) -> str:
     "How sure it is, in a word and a number, e.g. likely: 82 %; of a limb with the condition that a bone is broken, since an unbroken one is none of the ten answers."
-    return STRINGS["confidence_line_limb" if finding.label.startswith("FRACTURE") else "confidence_line"].format(word=confidence_word(finding.probability).capitalize(), percent=percent(finding.probability))
+    return STRINGS["confidence_line_limb" if finding.label.startswith("FRACTURE") else "confidence_line"].format(word=STRINGS["certainty"][confidence_word(finding.probability)], percent=percent(finding.probability))

@@ -130,7 +130,7 @@ def accented(x):
     "A text, or all texts of a list or of a dict's values, in the pseudo-locale en-XA; what stands in braces stays."
     if isinstance(x, dict): return {k: accented(v) for k, v in x.items()}
     if isinstance(x, list | tuple): return type(x)(map(accented, x))
-    return "".join(p if p.startswith("{") else p.translate(ACCENTED) for p in re.split(r"({\w+})", x))
+    return "".join(p if p.startswith("{") else p.translate(ACCENTED) for p in re.split(r"({[^}]*})", x))
 
 
 def pseudo_language(

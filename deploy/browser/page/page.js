@@ -72,7 +72,7 @@ function setSentence({ label, prediction_set: kept, coverage, probabilities: { N
   return fill(S[(others.length ? 'set_many' : 'set_one') + kind], { coverage: Math.round(100 * coverage), names: others.join(', '), percent: percent(normal) });
 }
 
-const placeWords = ({ finding, spread }) => spread ? S.zones_spread : finding.zones.join(', ') || S.zones_none;
+const placeWords = ({ finding, spread }) => spread ? S.zones_spread : finding.zones.map(z => S.places[z]).join(', ') || S.zones_none;
 
 async function pictures(answer) {
   const { film, status, finding, spread, heat, side } = answer, ok = status === 'ok';
@@ -92,14 +92,14 @@ async function answerCard(answer, example) {
   const { status, reason_code, finding: f, timings } = answer, ok = status === 'ok', said = page.facts && explain(answer, page);
   const chest = l => page.chest.includes(l), mine = f && Object.keys(names).filter(l => chest(l) === chest(f.label)).length;   // of the answer's part of the body
   const ranked = f && Object.keys(names).sort((a, b) => (chest(b) === chest(f.label)) - (chest(a) === chest(f.label)) || f.probabilities[b] - f.probabilities[a]), flags = f?.quality_flags ?? [];
-  const bars = f && (ok ? [make('h3', { textContent: S.confidence }), ...ranked.slice(0, mine).map(l => bar(f, l)), make('details', {}, make('summary', { textContent: `${ranked.length - mine} more` }), ranked.slice(mine).map(l => bar(f, l)))]
+  const bars = f && (ok ? [make('h3', { textContent: S.confidence }), ...ranked.slice(0, mine).map(l => bar(f, l)), make('details', {}, make('summary', { textContent: fill(S.more, { n: ranked.length - mine }) }), ranked.slice(mine).map(l => bar(f, l)))]
     : [make('details', {}, make('summary', { textContent: S.considered }), ranked.map(l => bar(f, l)))]);
   const headline = ok ? names[f.label] : S.headline[status];
   const ms = timings && Object.values(timings).reduce((a, b) => a + b, 0);
   return article({ status, reason: reason_code, label: ok ? f.label : '' },
     make('div', { className: 'top' }, make('h2', { textContent: example ? fill(S.example, { headline }) : headline }), said && (ok || said.urgency !== 'routine') && make('span', { className: `chip ${said.urgency}`, textContent: S.urgency[said.urgency] })),
     example && make('p', { className: 'note', textContent: page.own.example }),
-    ok ? make('p', { className: 'sure', textContent: fill(S[f.label.startsWith('FRACTURE') ? 'confidence_line_limb' : 'confidence_line'], { word: confidenceWord(f.probability).replace(/^./, c => c.toUpperCase()), percent: percent(f.probability) }) }) : !said && make('p', { className: 'sure', textContent: S.reason[reason_code] }),
+    ok ? make('p', { className: 'sure', textContent: fill(S[f.label.startsWith('FRACTURE') ? 'confidence_line_limb' : 'confidence_line'], { word: S.certainty[confidenceWord(f.probability)], percent: percent(f.probability) }) }) : !said && make('p', { className: 'sure', textContent: S.reason[reason_code] }),
     ok && make('p', { className: 'soft', textContent: setSentence(f) }),
     make('div', { className: ok && !answer.spread ? 'grid' : 'grid alone' }, make('section', { className: 'pic' }, await pictures(answer)),
       said && make('section', { className: 'text' }, make('h3', { textContent: S.explanation }), make('p', { lang: page.facts.language, textContent: said.summary }), make('p', { lang: page.facts.language, textContent: said.details }),
