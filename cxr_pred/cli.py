@@ -271,8 +271,9 @@ def llm_publish(folder: Path = typer.Argument(help="a new folder, in the form of
         from cxr_pred.language.sft import grammar_pairs
         from cxr_pred.vision.classify import load_bundle
         b = load_bundle(bundle)
-        prompt = grammar_pairs(1, load_facts(b.path / "facts.yaml"), seed=0, no_answer_share=0)[0]["prompt"]
-        with writing(folder): typer.echo(f"{publish(base_of(b), b.path / 'llm', folder, b.json('metrics/llm.json'), prompt)}: not for patients without the check; its README.md says why.")
+        facts = load_facts(b.path / "facts.yaml")
+        prompt = grammar_pairs(1, facts, seed=0, no_answer_share=0)[0]["prompt"]
+        with writing(folder): typer.echo(f"{publish(base_of(b), b.path / 'llm', folder, b.json('metrics/llm.json'), prompt, language=facts['language'])}: not for patients without the check; its README.md says why.")
 
 # %% ../nbs/04_cli.ipynb #50af8602
 languages = typer.Typer(help="Explanations in another language.", no_args_is_help=True)

@@ -47,7 +47,7 @@ def chat_template(
 CARD = """---
 license: {licence}
 base_model: {hub}
-language: en
+language: {language}
 library_name: transformers
 tags: [radiology, explanation, qlora, litgpt]
 ---
@@ -59,7 +59,7 @@ tags: [radiology, explanation, qlora, litgpt]
 | --- | --- |
 | base | {name} ({licence}) |
 | tuned by | QLoRA in {bits}, rank {rank}, {steps} updates of {shown} texts, on synthetic pairs of findings and explanations made from reviewed facts; no patient's text |
-| speaks to | a patient, a child's parents, or a clinician, as the prompt says; English |
+| speaks to | a patient, a child's parents, or a clinician, as the prompt says; in {language} |
 | answers | JSON with `summary` and `details` |
 | system message | {system} |
 {scores}
@@ -67,12 +67,12 @@ What a prompt looks like stands in `example_prompt.txt`. Apply the chat template
 """
 
 
-def card(llm: dict, metrics: dict | None) -> str:
+def card(llm: dict, metrics: dict | None, language: str = "en") -> str:
     "The card of a published model, from a bundle's llm.json and metrics/llm.json."
     recipe, base = llm["recipe"], llm["base"]
     rows = {"fallback_rate": "refused by the check", "unsupported_finding_rate": "says what the finding does not", "contradiction_rate": "contradicts it", "urgency_below_rule_rate": "too little urgency"}
     scores = "".join(f"| {said} | {100 * metrics[k]['trained']:.1f} % of {metrics['n']} texts on unseen findings |\n" for k, said in rows.items() if metrics and k in metrics and metrics[k].get("trained") is not None)
-    return CARD.format(name=base["name"], hub={"SmolLM2-135M-Instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}.get(base["name"], base["name"]), licence=base.get("licence", "other").lower(), bits="four bits (NF4, unpacked)" if recipe.get("unpack") else "four bits (NF4)",
+    return CARD.format(language=language, name=base["name"], hub={"SmolLM2-135M-Instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}.get(base["name"], base["name"]), licence=base.get("licence", "other").lower(), bits="four bits (NF4, unpacked)" if recipe.get("unpack") else "four bits (NF4)",
                        rank=recipe["rank"], steps=recipe["steps"], shown=recipe["micro_batch"] * recipe["accumulate"], system=SYSTEM, scores=scores or "| measured | nothing |\n")
 
 # %% ../../nbs/language/publish.ipynb #aa901b8b
@@ -83,6 +83,7 @@ def publish(
     metrics: dict | None = None,  # metrics/llm.json of the bundle
     prompt: str = "",             # an example
     dtype: str = "bfloat16",
+    language: str = "en",         # of the facts that it learned from
 ) -> Path:
     "Write the merged model for Transformers. Raises `SetupError`: exists, unknown_family, no_template, adapter_mismatch."
     from safetensors.torch import save_file
@@ -102,6 +103,6 @@ def publish(
         if (base / name).is_file(): (folder / name).write_bytes((base / name).read_bytes())
     own = read_json(base / "tokenizer_config.json")
     write_json(folder / "tokenizer_config.json", {**own, "tokenizer_class": "PreTrainedTokenizerFast" if (base / "tokenizer.json").is_file() else own.get("tokenizer_class"), "chat_template": template})
-    (folder / "README.md").write_text(card(read_json(Path(adapter) / "llm.json"), metrics), encoding="utf-8")
+    (folder / "README.md").write_text(card(read_json(Path(adapter) / "llm.json"), metrics, language), encoding="utf-8")
     (folder / "example_prompt.txt").write_text(prompt, encoding="utf-8")
     return folder

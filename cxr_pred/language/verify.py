@@ -366,7 +366,9 @@ def sentence_problems(
     closed: bool = True,  # only words that somebody looked at; False for what a physician wrote
 ) -> list[str]:
     "What is wrong with single sentences, whatever else the text says: enough to stop a writer in the middle."
-    if not has_rules(facts): return [f"words: not among the reviewed sentences: {s!r}" for s in said if s not in reviewed(case, facts)]
+    if not has_rules(facts):
+        known = reviewed(case, facts)
+        return [f"words: not among the reviewed sentences: {s!r}" for s in said if s not in known]
     said, ok = [*said], trusted(facts, case)
     own, finding = [s for s in said if plain(s) not in ok], case.answered
     out, rest = [*symptom_problems(own, case)], without_named(own, case)
