@@ -33,7 +33,8 @@ def made(tmp_path_factory):
     from cxr_pred.language.base import toy_base
     from cxr_pred.language.sft import grammar_pairs
     folder = tmp_path_factory.mktemp("project")
-    for name in ("settings.ini", "params.yaml"): shutil.copyfile(ROOT / name, folder / name)
+    (folder / "nbs/language").mkdir(parents=True)
+    for name in ("settings.ini", "params.yaml", "nbs/language/facts.yaml"): shutil.copyfile(ROOT / name, folder / name)
     (folder / "strange.yaml").write_text(yaml.dump(flat(pseudo_language(ENGLISH)), Dumper=Flat, sort_keys=False, allow_unicode=True), encoding="utf-8")
     facts = load_facts(folder / "strange.yaml")
     toy_base(folder / "run/llm_base", [f"{p['prompt']}\n{p['answer']}" for p in grammar_pairs(40, facts)])

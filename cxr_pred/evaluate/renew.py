@@ -59,13 +59,13 @@ LLM_FILES = ("adapter.safetensors", "adapter_config.json", "llm.json")
 def renew(
     run: Path | None = None,      # with llm/, metrics/llm.json and metrics/train_llm.json; the clinical run if None
     target: Path | None = None,   # the release, replaced; models/release if None
-    facts: Path | None = None,    # nbs/language/facts.yaml if None
+    facts: Path | None = None,    # the profile's `language.facts_file` if None
     profile: str = "clinical",
     limit_mb: float = 40,
 ) -> Bundle:
     "Replace the language part of a release. Raises `SetupError` for what is missing or too large, `CxrError` gate_failed."
     run, target = Path(run or run_dir(profile)), Path(target or root() / "models" / "release")
-    b, facts = load_bundle(target), Path(facts or root() / "nbs" / "language" / "facts.yaml")
+    b, facts = load_bundle(target), root() / (facts or load_params(profile)["language"]["facts_file"])
     wanted = [*(run / "llm" / n for n in LLM_FILES), *(run / "metrics" / f"{n}.json" for n in ("llm", "train_llm")), facts]
     if missing := [p.name for p in wanted if not p.is_file()]: raise SetupError("missing_file", f"{run} lacks {', '.join(missing)}.", "Run the stages train_llm and evaluate_llm.")
     metrics = {name: b.json(f"metrics/{name}.json") for name in ("etl", "vit")} | {"llm": read_json(run / "metrics" / "llm.json")}

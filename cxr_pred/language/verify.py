@@ -22,7 +22,7 @@ from .case import FOUND, Case
 from .facts import MEDICINE, URGENCIES, caveats, entry, next_steps, texts, urgency, urgent_signs
 from .findings import Explanation, fits, known_flags, known_zones, may_say, named_symptoms, percent
 from .vocabulary import strange_words, words_of
-from .wordings import ENGLISH, has_rules
+from .wordings import has_rules
 from ..vision.finding import Finding, confidence_word
 
 # %% ../../nbs/language/verify.ipynb #c004
