@@ -16,7 +16,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ..core import DISCLAIMER, SetupError, log
 from ..data.labels import NAMES
-from ..language.case import HEARS_ENGLISH, Hearing, Symptom, hearings_of
+from ..language.case import HEARS_ENGLISH, RED, Hearing, Symptom, hearings_of
 from ..language.wordings import ZONES
 from ..vision.finding import Finding, confidence_word
 
@@ -270,8 +270,8 @@ def takes_words(
     table: dict,                   # of the page's words
     heard: tuple[Hearing, ...],    # and how it hears
 ) -> bool:
-    "Whether the page asks for symptoms in one's own words: where it hears its own language."
-    return len(heard) > 1 or bool(re.match(r"en(?![a-z])", table["language"].lower()))
+    "Whether the page asks for symptoms in one's own words: where it hears every red symptom in its own language."
+    return RED <= set(heard[0].found) if len(heard) > 1 else bool(re.match(r"en(?![a-z])", table["language"].lower()))
 
 
 class Words(BaseSettings):
@@ -282,7 +282,7 @@ class Words(BaseSettings):
 
 STRINGS, HEARD = words_of(Words().language), heard_of(Words().language)
 TAKES_WORDS = takes_words(STRINGS, HEARD)
-if not TAKES_WORDS: log.warning("the words in CXR_LANGUAGE have no section heard: the page does not ask for symptoms in one's own words, and keeps the boxes to tick")
+if not TAKES_WORDS: log.warning("the words in CXR_LANGUAGE have %s: the page does not ask for symptoms in one's own words, and keeps the boxes to tick", f"nothing under heard.symptoms for {', '.join(sorted(RED - set(HEARD[0].found)))}" if len(HEARD) > 1 else "no section heard")
 
 # %% ../../nbs/clinic/words.ipynb #c008
 def flag_words(
