@@ -1,15 +1,17 @@
 "Symptoms in a page's own language: what a German file hears and denies, that English hears as before, and what a page does that cannot hear."
 import json
 import os
+import random
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
 
 from cxr_pred.clinic.words import heard_of, takes_words, words_of
 from cxr_pred.core import SetupError, log, root
-from cxr_pred.language.case import FOUND, HEARS_ENGLISH, SEVERE, hearings_of, known_symptoms
+from cxr_pred.language.case import FOUND, HEARS_ENGLISH, RED, RED_WORDS, SENTENCES, SEVERE, hearings_of, known_symptoms, symptom_spans
 from test_injection import ATTACKS, HIDDEN
 
 FILE = root() / "tests" / "heard.de.yaml"
@@ -77,6 +79,32 @@ def test_english_is_heard_as_before_and_on_a_german_page_too():
         assert {s for s in wanted if s not in more} <= {SEVERE[s] for s in more if s in SEVERE}, text
 
 
+HOSTILE = {"symptoms": {"coughing blood": r"\w*(?:hust|cough)\w* \w+ bl(?:ut|ood)|spat \w+", "deformity": r"deform\w*|bent", "numbness": r"numb\w*|tingl\w*", "severe breathlessness": r"gasp\w*|lips \w+ \w+"},
+           "negates": ["kein", "i", "my", "is", "cough"], "denies": ["ohne", "weder"], "passed": ["and", "or", "am"], "after": "(?:is|are|was) nicht|up", "not_english": ["fall", "spat", "spit", "so", "lips", "hit", r"bl\w+", r"deform\w*", "numb"], "parts": "und"}
+SAYS = [*sorted(RED_WORDS), *"no not never without denies kein keine ohne weder und oder ich habe nicht fall , , ; . until".split()]
+
+
+@pytest.mark.parametrize("hearings", [GERMAN, hearings_of(HOSTILE)], ids=["German", "hostile"])
+def test_no_section_silences_a_red_symptom_that_english_writes(hearings):
+    rng = random.Random(5)
+    for text in [t for s in RED for t in SENTENCES[s]] + [f"ohne Husten, {t}" for s in RED for t in SENTENCES[s]] + [" ".join(rng.choices(SAYS, k=rng.randint(1, 10))) for _ in range(5000)]:
+        heard, english = set(known_symptoms(text, hearings)), set(known_symptoms(text))
+        assert english & RED <= heard, text
+
+
+def test_english_gives_way_only_inside_what_the_other_has():
+    english = hearings_of({"symptoms": {"numbness": "taub", "deformity": r"deform\w*"}, "negates": ["kein"], "not_english": ["fall", r"\w*hit\w*"]})[1]
+    names = lambda text: [n for *_, n in symptom_spans(text, english)]
+    assert names("fall") == names("hit") == names("deformitat") == [] and names("fallen") == [{"injury"}] and names("deformity") == [{"deformity"}] and names("it looks bent") == [{"deformity"}]
+
+
+def test_a_pattern_that_never_ends_is_refused_in_bounded_time():
+    for pattern in (r"(?:\w+ ?)+hustet", r"(?:a|aa)+b", r"(?:[a-z]+\s?){1,20}blut", r"\w*\w*\w*\w*blut", r"husten(?: ?\w+ ?)+ blut"):
+        since = time.process_time()
+        with pytest.raises(SetupError, match="it takes too long"): hearings_of({"symptoms": {"cough": pattern}, "negates": ["kein"]})
+        assert time.process_time() - since < 10, pattern
+
+
 @pytest.mark.parametrize("part,value,says", [
     ("symptoms.headache", "kopfschmerz", "headache is none of cough, fever"),
     ("symptoms.cough", "hust(en", "of 'hust(en', it is no regular expression"),
@@ -91,6 +119,18 @@ def test_english_is_heard_as_before_and_on_a_german_page_too():
     ("only_before", {"frei": ["von"]}, "frei is none of"),
     ("after", "\\xe4", "by its number"),
     ("hush", "x", "hush is none of symptoms, negates"),
+    ("symptoms.cough", "(?i)husten", "of '(?i)husten', it is no regular expression that can stand among others"),
+    ("parts", "(?x) aber | jedoch", "it is no regular expression that can stand among others"),
+    ("symptoms.cough", "a{99999999999}", "it is no regular expression that can stand among others"),
+    ("not_english", "\\w+", "heard.not_english: of '\\\\w+', it fits any word"),
+    ("not_english", ".", "it fits any word"),
+    ("not_english", "fever", "fever would no more be heard in the English 'I have a fever'"),
+    ("symptoms.coughing blood", "咳血", "written without spaces between words"),
+    ("negates", ["ไม่"], "written without spaces between words"),
+    ("negates", ["नहीं"], "is not one word"),
+    ("symptoms.fever", "temp\\. 39", "nothing would be found where somebody types 'temp. 39'"),
+    ("symptoms.fever", "(?=h)", "it fits where nothing is written"),
+    ("after", "(?:\\w+ ?)+nicht", "heard.after: it takes too long"),
 ])
 def test_a_file_that_does_not_fit_says_where(tmp_path, part, value, says):
     page = yaml.safe_load(FILE.read_text(encoding="utf-8"))
@@ -124,6 +164,17 @@ with gr.Blocks(): fields = patient_fields()
 words = "Ich huste Blut, aber kein Fieber"
 print(json.dumps({"boxes": [fields[2].visible, len(fields[2].choices)], "field": fields[3].visible, "heard": Patient().with_words(words).symptoms, "told": told_line(words)}))
 """
+
+
+@pytest.mark.parametrize("silent", sorted(RED))
+def test_a_page_that_lacks_a_red_symptom_does_not_ask_for_words(tmp_path, silent):
+    page = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    del page["heard"]["symptoms"][silent]
+    (tmp_path / "de.yaml").write_text(yaml.safe_dump(page), encoding="utf-8")
+    assert not takes_words(words_of(tmp_path / "de.yaml"), heard_of(tmp_path / "de.yaml"))
+    if silent != "coughing blood": return
+    done = subprocess.run([sys.executable, "-c", "import cxr_pred.clinic.words"], env=os.environ | {"CXR_LANGUAGE": str(tmp_path / "de.yaml")}, capture_output=True, text=True, cwd=root(), check=True)
+    assert "nothing under heard.symptoms for coughing blood: the page does not ask" in done.stderr
 
 
 @pytest.mark.parametrize("heard", [True, False])

@@ -4,14 +4,17 @@
 
 # %% auto #0
 __all__ = ['Symptom', 'Reader', 'CHEST_SYMPTOMS', 'AgeGroup', 'CHILD_BELOW', 'BABY_BELOW', 'MOST_TYPED', 'BLOOD', 'BETWEEN',
-           'SPUTUM', 'CANNOT', 'STRONG', 'WORDS', 'FOUND', 'SEVERE', 'RED', 'ALIKE', 'DENIES', 'NEGATES', 'PASSED',
-           'PASSED_AT_FIRST', 'BUT_NOW', 'AFTER', 'PARTS', 'TOKEN', 'STOP', 'NEVER', 'HEARS_ENGLISH', 'NEEDED',
-           'WORD_PARTS', 'PATTERN_PARTS', 'PIECES', 'NUMBERED', 'Case', 'age_group', 'Hearing', 'symptom_spans',
-           'named_in', 'plain_letters', 'known_symptoms', 'folded_piece', 'folded_pattern', 'misfit', 'table', 'listed',
-           'joined', 'single', 'english_beside', 'hearings_of']
+           'SPUTUM', 'CANNOT', 'STRONG', 'WORDS', 'FOUND', 'SEVERE', 'RED', 'SENTENCES', 'RED_WORDS', 'ALIKE', 'DENIES',
+           'NEGATES', 'PASSED', 'PASSED_AT_FIRST', 'BUT_NOW', 'AFTER', 'PARTS', 'TOKEN', 'STOP', 'NEVER',
+           'HEARS_ENGLISH', 'NEEDED', 'WORD_PARTS', 'PATTERN_PARTS', 'PIECES', 'BORDER', 'DOTLESS', 'UNSPACED',
+           'NUMBERED', 'SLOWEST', 'MOST_READ', 'Case', 'age_group', 'Hearing', 'places_of', 'symptom_spans', 'named_in',
+           'plain_letters', 'in_line', 'known_symptoms', 'own_letters', 'folded_piece', 'whole_words', 'literals',
+           'folded_pattern', 'misfit', 'table', 'listed', 'single', 'hostile', 'too_slow', 'joined', 'english_beside',
+           'hearings_of']
 
 # %% ../../nbs/language/case.ipynb #c002
 import re
+import time
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -92,6 +95,24 @@ WORDS: dict[str, str] = {
 FOUND = {name: re.compile(rf"\b(?:{pattern})\b") for name, pattern in WORDS.items()}
 SEVERE = {"severe breathlessness": "breathlessness", "severe chest pain": "chest pain"}   # and what it is more than
 RED = frozenset({*SEVERE, "coughing blood", "deformity", "numbness"})   # what brings somebody to an emergency department
+SENTENCES: dict[str, tuple[str, ...]] = {   # English that every page has to hear, whatever its language
+    "cough": ("I have a cough", "I am coughing a lot"),
+    "fever": ("I have a fever", "my baby has a high temperature"),
+    "severe breathlessness": ("I am gasping for air", "she gasps", "I can't breathe", "I cannot breathe", "I could not breathe", "I can hardly breathe", "I can't get enough air", "I feel I am suffocating", "suffocated", "struggling to breathe", "fighting for breath",
+        "too breathless to speak", "very short of breath", "so breathless", "severe shortness of breath", "really bad, I can't catch my breath", "my lips are blue", "blue lips", "his lips turned grey"),
+    "breathlessness": ("I am breathless", "short of breath"),
+    "severe chest pain": ("severe chest pain", "crushing chest pain", "the worst chest pain", "chest pressure is unbearable", "strong pain in my chest", "a heavy weight on my chest", "chest pain spreading to my left arm", "pain in my chest that goes into my jaw", "chest tightness radiating to the back"),
+    "chest pain": ("I have chest pain", "my chest hurts"),
+    "coughing blood": ("I cough up blood", "coughing blood", "coughed up blood", "I spat blood", "I spit blood this morning", "spitting fresh blood", "he brings up blood", "brought up blood", "blood when I cough", "blood in my sputum", "phlegm with blood", "bloody mucus", "hemoptysis", "haemoptysis"),
+    "night sweats": ("I have night sweats", "drenched in sweat, sweating every night"),
+    "weight loss": ("I lost weight", "weight loss"),
+    "injury": ("I injured my hand", "I broke my arm"),
+    "swelling": ("my hand is swollen", "swelling"),
+    "pain on moving": ("it hurts to move", "I can't bend it"),
+    "deformity": ("a deformity", "deformities", "deformed", "my arm looks deformed", "the finger is crooked", "misshapen", "bent out of shape", "it stands at an odd angle", "the bone is sticking out", "the wrist is bent", "it looks bent"),
+    "numbness": ("numb", "my fingers are numb", "numbness", "tingling", "it tingles", "a tingle in my hand", "pins and needles", "no feeling in my hand", "lost all feeling", "I can't feel my fingers"),
+}
+RED_WORDS = frozenset(w for name in RED for s in SENTENCES[name] for w in s.split())   # English and nothing else
 ALIKE = str.maketrans("\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0458\u0455\u0501\u04bb\u03bf\u03b1\u03bd\u03b9", "aeopcyxijsdhoavi")   # Cyrillic and Greek letters that look Latin
 DENIES = frozenset("denies denied denying without neither free negative".split())   # carried over commas and "and"
 NEGATES = DENIES | frozenset("no not never nor isn't aren't wasn't don't doesn't didn't haven't hasn't hadn't isnt arent wasnt dont doesnt didnt havent hasnt hadnt".split())
@@ -119,9 +140,24 @@ class Hearing:
     but_now: re.Pattern = NEVER                    # after it, what was denied is there now, or comes at times
     after: re.Pattern = NEVER                      # denies the symptom right before it
     ends: re.Pattern = re.compile(STOP)            # of a clause
+    elsewhere: Mapping[Symptom, tuple[re.Pattern, ...]] = field(default_factory=dict)   # what another language has a say on
+    alike: Mapping[int, str] = field(default_factory=dict)   # letters that are one in its words
+    most: int | None = None                        # letters of a text that are read; all if None
 
 
 HEARS_ENGLISH = Hearing(FOUND, NEGATES, DENIES, dict.fromkeys(("free", "negative"), frozenset({"of", "for"})), PASSED, PASSED_AT_FIRST, frozenset({"and"}), ("or", "nor"), BUT_NOW, AFTER, re.compile(rf"{STOP}|{PARTS}"))
+
+
+def places_of(
+    name: Symptom,
+    clause: str,
+    hearing: Hearing,
+) -> list[tuple[int, int]]:  # from, to
+    "Where a clause has words for a symptom, without places that lie wholly inside another language's; a red symptom gives way there only where it is one word, and none of English."
+    places = [m.span() for m in hearing.found[name].finditer(clause)]
+    others = [m.span() for p in hearing.elsewhere.get(name, ()) for m in p.finditer(clause)] if places else []
+    stays = lambda words: name in RED and (not words.isalpha() or words in RED_WORDS)
+    return [(b, e) for b, e in places if not any(ob <= b and e <= oe for ob, oe in others) or stays(clause[b:e])]
 
 
 def symptom_spans(
@@ -130,7 +166,7 @@ def symptom_spans(
 ) -> list[tuple[int, int, set[str]]]:  # from, to, names; in order, none over another
     "Where a clause names symptoms; what overlaps is one place (`coughing up blood` is a cough too)."
     out = []
-    for begin, end, name in sorted((m.start(), m.end(), name) for name, pattern in hearing.found.items() for m in pattern.finditer(clause)):
+    for begin, end, name in sorted((begin, end, name) for name in hearing.found for begin, end in places_of(name, clause, hearing)):
         if out and begin < out[-1][1]: out[-1] = (out[-1][0], max(end, out[-1][1]), out[-1][2] | {name})
         else: out.append((begin, end, {name}))
     return out
@@ -172,6 +208,14 @@ def plain_letters(
     return "".join(gap if kind == "Cf" else c for c, kind in letters if kind not in ("Mn", "Me")).casefold().translate(ALIKE).replace("\u2019", "'")
 
 
+def in_line(
+    plain: str,         # what `plain_letters` leaves
+    stroke: str = ", ",  # as it is read
+) -> str:
+    "A text with single spaces, without hyphens in words, and its strokes (cough/fever) as they are read."
+    return re.sub(r"[ \t]+", " ", re.sub(r"\s*[/|]\s*", stroke, re.sub(r"(?<=\w)-(?=\w)", " ", plain)))
+
+
 def known_symptoms(
     text: str,  # what somebody typed; it is not kept
     hearings: Iterable[Hearing] = (HEARS_ENGLISH,),   # in which languages
@@ -180,8 +224,8 @@ def known_symptoms(
     said = set()
     for h in hearings:
         for seen in {plain_letters(text[:MOST_TYPED], gap) for gap in ("", " ")}:   # what nobody sees may stand in a word or between two
-            plain = re.sub(r"\s*[/|]\s*", f" {h.ors[0]} " if h.ors else ", ", re.sub(r"(?<=\w)-(?=\w)", " ", seen))
-            said = said.union(*(named_in(clause, h) for clause in h.ends.split(re.sub(r"[ \t]+", " ", plain))))
+            plain = in_line(seen.translate(h.alike)[:h.most], f" {h.ors[0]} " if h.ors else ", ")
+            said = said.union(*(named_in(clause, h) for clause in h.ends.split(plain)))
     said -= {SEVERE[s] for s in said if s in SEVERE}
     return tuple(name for name in get_args(Symptom) if name in said)
 
@@ -190,24 +234,51 @@ NEEDED = ("symptoms", "negates")
 WORD_PARTS = ("negates", "denies", "passed", "at_first", "ands", "ors")
 PATTERN_PARTS = ("but_now", "after", "parts", "not_english")
 PIECES = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|.", re.DOTALL)   # of a regular expression: an escape, a class, a letter
+BORDER = r"(?!(?<=\w)\w)"   # not in the middle of a word
+DOTLESS = {0x131: "i"}   # the Turkish one: its capital is I
+UNSPACED = frozenset("CJK HIRAGANA KATAKANA BOPOMOFO THAI LAO KHMER MYANMAR TIBETAN YI JAVANESE BALINESE".split())   # scripts without spaces between words
 NUMBERED = re.compile(r"(?<!\\)(?:\\\\)*\\(?:[uUxN0-9]|[^\x00-\x7f])")   # a letter or a group that is named by its number
+
+
+def own_letters(text: str) -> str:
+    "`plain_letters` of another language's words. Raises `ValueError` for a script without spaces between words."
+    plain = plain_letters(text).translate(DOTLESS)
+    if any(re.split("[ -]", unicodedata.name(c, ""))[0] in UNSPACED for c in plain if not c.isascii()): raise ValueError("it is written without spaces between words, and cannot be heard")
+    return plain
 
 
 def folded_piece(piece: str) -> str:
     "A piece of a regular expression with its letters as `plain_letters` leaves them. Raises `ValueError`."
     if piece[0] == "[" and (any(len(plain_letters(c)) > 1 for c in piece) or re.search(r"[^\x00-\x7f]-|-[^\x00-\x7f]", piece)): raise ValueError(f"write {piece} as (?:a|b|c), letter by letter")
-    letters = piece if piece[0] == "\\" else plain_letters(piece)
-    return " " if letters == "-" else letters if len(letters) < 2 or piece[0] in "[\\" else f"(?:{letters})"   # a hyphen in a word is a space by then
+    letters = piece if piece[0] == "\\" else own_letters(piece)
+    return " " if letters in ("-", "\\-") else letters if len(letters) < 2 or piece[0] in "[\\" else f"(?:{letters})"   # a hyphen in a word is a space by then
+
+
+def whole_words(patterns: Iterable[str]) -> str:
+    "Regular expressions as one that begins and ends with a word, as far as a letter stands there."
+    return rf"{BORDER}(?:{'|'.join(patterns)}){BORDER}"
+
+
+def literals(pattern: str) -> list[str]:
+    "The alternatives of a regular expression that are plain words, with any ending or none, as somebody types them."
+    out, depth, typed = [], 0, ""   # typed: None where it is no plain word
+    for piece in [*PIECES.findall(pattern.replace(r"\w*", "")), "|"]:
+        depth += (piece == "(") - (piece == ")")
+        if piece == "|" and not depth: out, typed = out + [typed] if typed else out, ""
+        elif piece in "()|.^$*+?{}" or len(piece) > 1 and not re.fullmatch(r"\\\W", piece): typed = None
+        elif typed is not None: typed += piece[-1]
+    return out
 
 
 def folded_pattern(pattern: str) -> str:
     "A regular expression for what `plain_letters` leaves of a text. Raises `ValueError` for one that is none, or that would find nothing or everything."
     if NUMBERED.search(pattern): raise ValueError("it names a letter or a group by its number")
     folded = "".join(map(folded_piece, PIECES.findall(pattern)))
-    try: made = re.compile(folded)
-    except re.error as e: raise ValueError(f"it is no regular expression ({e})") from e
-    if made.groups: raise ValueError("write (?:...) in place of (...)")
-    if not folded.strip() or made.search(""): raise ValueError("it fits where nothing is written")
+    try: alone, made = re.compile(folded), re.compile(whole_words([folded]))
+    except (re.error, OverflowError, RecursionError) as e: raise ValueError(f"it is no regular expression that can stand among others ({e})") from e
+    if alone.groups: raise ValueError("write (?:...) in place of (...)")
+    if not folded.strip() or alone.search(""): raise ValueError("it fits where nothing is written")
+    if made.search("qxzqx qxzqx"): raise ValueError("it fits any word")
     return folded
 
 
@@ -232,27 +303,56 @@ def listed(value: object, at: str) -> list[str]:
     return items
 
 
+def single(value: object, at: str) -> tuple[str, ...]:
+    "A part's words. Raises `SetupError` bad_language."
+    try: words = tuple(map(own_letters, listed(value, at)))
+    except ValueError as e: raise misfit(at, str(e)) from e
+    for w in words:
+        if not re.fullmatch(r"[\w']+", w): raise misfit(at, f"{w!r} is not one word")
+    return words
+
+# %% ../../nbs/language/case.ipynb #faa842f1
+SLOWEST = 0.2   # s of this thread's work, on one text
+MOST_READ = 3 * MOST_TYPED   # letters: one that is typed may be two or three
+
+
+def hostile(pattern: str) -> Iterable[tuple[str, str]]:  # a beginning, and what is repeated after it
+    "Texts on which a regular expression may try every way there is: its own words and others, again and again."
+    words = dict.fromkeys(re.findall(r"[^\W\d_]+", re.sub(r"\\.", " ", pattern)))
+    yield from (("", unit) for unit in ("a", "a ", "1", *sorted({c for c in pattern if not c.isalnum()}), *words, *(f"{w} " for w in words)))
+    yield from ((w, unit) for w in words for unit in ("a", " a"))
+
+
+def too_slow(pattern: str):
+    "Raises `ValueError` for a regular expression that takes too long on a text, or that fits nothing at a place."
+    search = re.compile(pattern)
+    for begin, unit in hostile(pattern):
+        n, text = 0, ""
+        while len(text) < MOST_READ:
+            n = max(n + 1, n * 5 // 4)
+            text, since = begin + unit * n + "q", time.thread_time()
+            if any(m.start() == m.end() for m in search.finditer(text)): raise ValueError("it fits where nothing is written")
+            if time.thread_time() - since > SLOWEST: raise ValueError(f"it takes too long on {text[:40]!r}: one repetition seems to stand inside another")
+
+# %% ../../nbs/language/case.ipynb #523ad25f
 def joined(value: object, at: str) -> str:
     "A part's regular expressions as one, for whole words. Raises `SetupError` bad_language."
     out = []
     for pattern in listed(value, at):
         try: out.append(folded_pattern(pattern))
         except ValueError as e: raise misfit(at, f"of {pattern!r}, {e}") from e
-    return rf"\b(?:{'|'.join(out)})\b"
-
-
-def single(value: object, at: str) -> tuple[str, ...]:
-    "A part's words. Raises `SetupError` bad_language."
-    words = tuple(map(plain_letters, listed(value, at)))
-    for w in words:
-        if not re.fullmatch(r"[\w']+", w): raise misfit(at, f"{w!r} is not one word")
-    return words
+    whole = whole_words(out)
+    try: too_slow(whole)
+    except ValueError as e: raise misfit(at, str(e)) from e
+    for typed in (t for pattern in listed(value, at) for word in literals(pattern) for t in (word, word.upper())):
+        if not re.fullmatch(whole, in_line(own_letters(typed))) or re.search(STOP, typed): raise misfit(at, f"nothing would be found where somebody types {typed!r}")
+    return whole
 
 
 def english_beside(own: Hearing, not_english: str) -> Hearing:
-    "English for what another language has no word for at the same place."
-    left = lambda name: "|".join([not_english, *([own.found[name].pattern] if name in own.found else [])])
-    return replace(HEARS_ENGLISH, found={name: re.compile(rf"(?!{left(name)}){p.pattern}") for name, p in FOUND.items()})
+    "English, without what lies wholly inside another language's words."
+    says = (re.compile(not_english),)
+    return replace(HEARS_ENGLISH, elsewhere={name: (own.found[name], *says) if name in own.found else says for name in FOUND})
 
 
 def hearings_of(
@@ -267,9 +367,11 @@ def hearings_of(
     fits = {k: joined(section[k], f"heard.{k}") if k in section else NEVER.pattern for k in PATTERN_PARTS}
     negates = frozenset(words["negates"] + words["denies"])
     limited = table(section["only_before"], [w for k in ("negates", "denies") if k in section for w in listed(section[k], f"heard.{k}")], "heard.only_before") if "only_before" in section else {}
-    before = {plain_letters(k): frozenset(single(v, f"heard.only_before.{k}")) for k, v in limited.items()}
+    before = {own_letters(k): frozenset(single(v, f"heard.only_before.{k}")) for k, v in limited.items()}
     item_ends = "|".join(["$", ",", *(rf"{a}\b" for a in words["ands"])])
     own = Hearing(found, negates, frozenset(words["denies"]), before, frozenset(words["passed"]), frozenset(words["at_first"]), frozenset(words["ands"]), words["ors"],
-                  re.compile(fits["but_now"]), re.compile(rf"\s*{fits['after']}(?!,?\s*{fits['but_now']})(?=\s*(?:{item_ends}))"), re.compile(rf"{STOP}|{fits['parts']}"))
-    return own, english_beside(own, fits["not_english"])
-
+                  re.compile(fits["but_now"]), re.compile(rf"\s*{fits['after']}(?!,?\s*{fits['but_now']})(?=\s*(?:{item_ends}))"), re.compile(rf"{STOP}|{fits['parts']}"), alike=DOTLESS, most=MOST_READ)
+    both = own, english_beside(own, fits["not_english"])
+    for name, text in ((name, text) for name, texts in SENTENCES.items() for text in texts):
+        if name not in {s for said in known_symptoms(text, both) for s in (said, SEVERE.get(said))}: raise misfit(f"heard.not_english or heard.symptoms.{name}", f"{name} would no more be heard in the English {text!r}")
+    return both
