@@ -6,13 +6,13 @@
 __all__ = ['cli', 'NO_ANSWER', 'BUNDLE', 'HOST', 'PORT', 'ECS', 'languages', 'FACTS_FILE', 'feedback', 'REFERENCE', 'READ_AGAIN',
            'users', 'keys', 'ROLE', 'rollouts', 'WHY', 'BY', 'originals', 'plainly', 'writing', 'answer', 'line',
            'explainer', 'hand_over', 'open_reader', 'draw', 'terminal', 'tell', 'predict', 'batch', 'log_as', 'serve',
-           'end_with_parent', 'llm_serve', 'app', 'llm_publish', 'language_new', 'language_sheet', 'language_bundle',
-           'fetch_data', 'link_data', 'data_page', 'pipeline', 'export', 'doctor', 'test_films', 'film_to_show', 'show',
-           'load', 'drift', 'watch', 'simulate', 'records', 'say_copies', 'forget', 'sweep', 'backup', 'restore',
-           'audit', 'users_add', 'users_list', 'users_disable', 'users_password', 'keys_add', 'keys_list',
-           'keys_revoke', 'who', 'steering', 'rollout_start', 'rollout_new_key', 'rollout_sign', 'rollout_status',
-           'rollout_promote', 'rollout_rollback', 'rollout_watch', 'rollout_serve', 'stack', 'month', 'report_hour',
-           'films', 'queue', 'controls', 'suspects', 'retrain', 'originals_new_key', 'originals_get',
+           'end_with_parent', 'llm_serve', 'app', 'llm_publish', 'language_new', 'language_page', 'language_sheet',
+           'language_bundle', 'fetch_data', 'link_data', 'data_page', 'pipeline', 'export', 'doctor', 'test_films',
+           'film_to_show', 'show', 'load', 'drift', 'watch', 'simulate', 'records', 'say_copies', 'forget', 'sweep',
+           'backup', 'restore', 'audit', 'users_add', 'users_list', 'users_disable', 'users_password', 'keys_add',
+           'keys_list', 'keys_revoke', 'who', 'steering', 'rollout_start', 'rollout_new_key', 'rollout_sign',
+           'rollout_status', 'rollout_promote', 'rollout_rollback', 'rollout_watch', 'rollout_serve', 'stack', 'month',
+           'report_hour', 'films', 'queue', 'controls', 'suspects', 'retrain', 'originals_new_key', 'originals_get',
            'originals_reseal', 'main']
 
 # %% ../nbs/04_cli.ipynb #c002
@@ -291,6 +291,16 @@ def language_new(language: str = typer.Argument(help="its tag, such as de or pt-
         if file.exists(): raise SetupError("file_exists", f"{file} is there.", "Name a new file; this one may be somebody's work.")
         with writing(file): file.write_text(text, encoding="utf-8")
         typer.echo(f"{file}: overwrite the English, then `cxr-pred language sheet {file} sheet.html`.")
+
+
+@languages.command("page")
+def language_page(language: str = typer.Argument(help="its tag, such as de or pt-BR"), file: Path = typer.Argument(help="a new file")):
+    "Write the page's English words as a file to translate; CXR_LANGUAGE serves it."
+    with plainly():
+        from cxr_pred.evaluate.translate import page_to_translate
+        if file.exists(): raise SetupError("file_exists", f"{file} is there.", "Name a new file; this one may be somebody's work.")
+        with writing(file): file.write_text(page_to_translate(language), encoding="utf-8")
+        typer.echo(f"{file}: overwrite the English. CXR_LANGUAGE={file} serves it.")
 
 
 @languages.command("sheet")

@@ -161,3 +161,71 @@ for k in (0, 1, 9):
         left = [t.strip() for t in map(html.unescape, seen) if is_english(re.sub(r"COVID-19|toy-[0-9a-f]+|\b[0-9a-f]{8,}\b|sample-[0-9a-f]+", "", t))]
         assert not left, (f.name, left)
     assert len((tmp_path / "1.sheet.html").read_text()) > 1000
+
+
+def page_in(folder: Path, words: dict, code: str) -> list[str]:
+    "What a program prints that is started with a page in another language."
+    import os, subprocess, sys
+    (folder / "page.yaml").write_text(yaml.dump(words, allow_unicode=True), encoding="utf-8")
+    start = """
+import sys
+from pathlib import Path
+import numpy as np
+from cxr_pred.clinic.study import Patient, Settled, read_study
+from cxr_pred.clinic.words import STRINGS, SHEET
+from cxr_pred.data.sample import png_bytes
+from cxr_pred.language.facts import load_facts
+from cxr_pred.language.findings import template_explanation
+from cxr_pred.vision.classify import Classifier
+from cxr_pred.vision.toy import toy_bundle, toy_patterns
+bundle = toy_bundle(Path(sys.argv[1]) / "bundle", Path(sys.argv[2]))
+report, film, heat = read_study(Classifier(bundle), png_bytes(np.kron(toy_patterns()[1], np.ones((14, 14))).clip(0, 1).astype(np.float32)), patient=Patient(age=40))
+report = report.model_copy(update={"explanation": template_explanation(report.case(), load_facts(bundle / "facts.yaml"))})
+"""
+    r = subprocess.run([sys.executable, "-c", start + code, str(folder), str(ROOT / "nbs/language/facts.yaml")], env=os.environ | {"CXR_LANGUAGE": str(folder / "page.yaml"), "PYTHONIOENCODING": "utf-8"}, capture_output=True, text=True, timeout=180)
+    assert r.returncode == 0, r.stderr[-2000:]
+    return r.stdout.splitlines()
+
+
+def test_a_page_from_right_to_left_says_so_and_offers_no_sheet_without_letters(tmp_path):
+    said = page_in(tmp_path, {"language": "ar", "title": "قارئ الأشعة", "names": {"PNEUMONIA": "التهاب رئوي"}}, """
+from cxr_pred.clinic.app import page_language
+from cxr_pred.clinic.consultation import consultation_pdf
+from cxr_pred.clinic.report import card_html, html_report
+from cxr_pred.core import SetupError
+html, card = html_report(report, film, heat), card_html(report, film, heat, link="v1/studies/1")
+print('<html lang="ar" dir="rtl">' in html, '<div lang="en" dir="ltr">' in html, 'lang="ar" dir="rtl">' in card, "consultation.pdf" in card, "report.html" in card, SHEET)
+print(page_language(STRINGS["language"]))
+try: consultation_pdf(report, film, heat)
+except SetupError as e: print(e.code)
+""")
+    assert said == ["True True True False True False", 'Object.assign(document.documentElement, {"lang": "ar", "dir": "rtl"});', "no_letters"], said
+
+
+def test_german_nouns_keep_their_letters_and_ages_are_understood(tmp_path):
+    said = page_in(tmp_path, {"language": "de", "names": {"PNEUMONIA": "Lungenentzündung"}, "age_units": {"months": "Monat Monate"}, "complaints": {"severe chest pain": "starke Brustschmerzen"}, "errors": {"empty_file": "Die Datei ist leer."}}, """
+from datetime import datetime, timezone
+from cxr_pred.clinic.app import error_card, patient_fields, years_of
+from cxr_pred.clinic.consultation import consultation_pdf
+from cxr_pred.clinic.report import card_html, settled_line
+from cxr_pred.core import InputError
+import gradio as gr
+with gr.Blocks(): fields = patient_fields()
+print([name for name, key in fields[2].choices if key == "severe chest pain"], years_of("6 Monate"), years_of("6 MONATE."), years_of("6 monate"))
+settled = Settled(label="PNEUMONIA", agrees=True, readers=1, at=datetime(2026, 1, 1, tzinfo=timezone.utc))
+print(settled_line(report.model_copy(update={"settled": settled})).endswith(": Lungenentzündung."))
+card = error_card(InputError("empty_file", "x.png is empty.", "Copy it again."))
+print("Die Datei ist leer." in card, "Copy" in card, "is damaged" in error_card(InputError("corrupt", "x.png is damaged.", "Export it again.")))
+print(SHEET, consultation_pdf(report, film, heat)[:5], "consultation.pdf" in card_html(report, film, heat, link="x"), "dir=" in card_html(report, film, heat))
+""")
+    assert said == ["['Starke Brustschmerzen'] 0.5 0.5 0.5", "True", "True False True", "True b'%PDF-' True False"], said
+
+
+def test_several_are_joined_as_the_language_joins_them():
+    from cxr_pred.vision.finding import Finding
+    facts = pseudo_language(ENGLISH)
+    facts["words"] = facts["words"] | {"join": {"and": "和", "or": "或", "zones": "和", "comma": "、", "beside": ""}}
+    p = {l: 0.01 for l in facts["classes"]} | {"PNEUMONIA": 0.91}
+    case = Case(finding=Finding(label="PNEUMONIA", probability=0.91, probabilities=p, prediction_set=["PNEUMONIA", "TUBERCULOSIS", "COVID19", "NORMAL"], zones=["left upper zone", "left lower zone"]), symptoms=("cough", "fever", "weight loss"))
+    e = template_explanation(case, facts)
+    assert "á cøügh、á févér和wéíght løss" in e.details and "léft üppér zøné和léft løwér zøné" in e.details and "或á nørmál fílm" in e.details and not check(e, case, facts)

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['PAGE_CSS', 'OPEN_PART', 'PAGE_JS', 'SHOW', 'FILE', 'DRAWN', 'ASKED', 'waiting_card', 'error_card', 'uploads_folder',
            'sweep', 'take', 'page_sender', 'years_of', 'told_line', 'answer_card', 'read', 'follow', 'example_films',
-           'example_caption', 'theme', 'patient_fields', 'film_side', 'film_tab', 'board', 'board_tabs', 'build_page',
-           'PageDoor', 'no_download', 'narrowed', 'add_tried', 'mount']
+           'example_caption', 'theme', 'patient_fields', 'film_side', 'film_tab', 'board', 'board_tabs',
+           'page_language', 'build_page', 'PageDoor', 'no_download', 'narrowed', 'add_tried', 'mount']
 
 # %% ../../nbs/clinic/app.ipynb #c002
-import os, re, time
+import json, os, re, time
 from collections.abc import Callable
 from contextlib import suppress
 from html import escape
@@ -32,7 +32,7 @@ from .reading import ReadingRoom
 from .report import CSS, DARK, LIGHT, card_html
 from .study import Patient, Symptom
 from .viewer import VIEWER_CSS, VIEWER_JS
-from .words import HEARD, TAKES_WORDS
+from .words import HEARD, TAKES_WORDS, direction, error_words, upper_first
 from .words import STRINGS as S
 from ..core import CxrError, InputError, SetupError, log, settings
 from ..data.labels import CHEST, LIMB
@@ -52,7 +52,7 @@ def waiting_card() -> str:
 def error_card(error: Exception) -> str:
     "An error in plain words; what is inside the machine stays there."
     own = isinstance(error, InputError)
-    message, hint, code = (error.message, S["hints"].get(error.code, error.hint), error.code) if own else (S["error_internal"], "", error.code if isinstance(error, CxrError) else "internal_error")
+    (message, hint), code = (error_words(error.code, error.message, error.hint), error.code) if own else ((S["error_internal"], ""), error.code if isinstance(error, CxrError) else "internal_error")
     return (f'<article class="cxr" data-status="error" role="alert"><h2>{S["error_age" if code == "invalid_age" else "error"]}</h2><p class="sure">{escape(message)}</p>'
             f'<p>{escape(hint)}</p><p class="soft" style="margin-top:.6rem">{S["error_code"]}: <code>{escape(code)}</code></p></article>')
 
@@ -106,10 +106,10 @@ def years_of(
     typed: str | float | None,   # a number of years, or with a unit
 ) -> float | None:
     "An age as somebody types it; None where nothing was typed. Raises `InputError` invalid_age."
-    if not (text := "" if typed is None else str(typed).strip().lower()): return None
-    found = re.fullmatch(r"(\d{1,4}(?:[.,]\d{1,6})?)\s*(\w*)\.?", text)
-    unit = next((u for u, words in S["age_units"].items() if found[2] in words.split()), None) if found and found[2] else "years"
-    years = float(found[1].replace(",", ".")) / {"years": 1, "months": 12, "weeks": 52.18, "days": 365.25}[unit] if found and unit else -1
+    if not (text := "" if typed is None else str(typed).strip().casefold()): return None
+    found = re.fullmatch(r"(\d{1,4}(?:[.,٫]\d{1,6})?)\s*(\D*?)\.?", text)   # a vowel sign of Hindi is no \w
+    unit = next((u for u, words in S["age_units"].items() if found[2] in words.casefold().split()), None) if found and found[2] else "years"
+    years = float(re.sub("[,٫]", ".", found[1])) / {"years": 1, "months": 12, "weeks": 52.18, "days": 365.25}[unit] if found and unit else -1
     if not 0 <= years <= 120: raise InputError("invalid_age", S["age_wrong"], S["age_hint"])
     return round(years, 4)
 
@@ -177,7 +177,7 @@ def example_films(room: ReadingRoom) -> list[Path]:
 def example_caption(film: Path) -> str:
     "What a file's name says, as a caption: covid19_chest.png is COVID-19 chest."
     words = film.stem.replace("_", " ").replace("covid19", "COVID-19")
-    return S["captions"].get(film.stem) or words[:1].upper() + words[1:]
+    return S["captions"].get(film.stem) or upper_first(words)
 
 
 def theme():
@@ -231,8 +231,8 @@ def patient_fields() -> list:
     with gr.Accordion(S["about"], open=False):
         gr.Markdown(S["about_note"], elem_classes="quiet")
         age = gr.Textbox(label=S["age"], info=S["age_note"], max_length=20)  # a number field of Gradio's shows and sends 0 where nothing was typed
-        sex = gr.Radio([(v.capitalize(), k) for k, v in S["sexes"].items()], label=S["sex"])
-        symptoms = gr.CheckboxGroup([(S["complaints"][s].capitalize(), s) for s in get_args(Symptom)], label=S["symptoms"])
+        sex = gr.Radio([(upper_first(v), k) for k, v in S["sexes"].items()], label=S["sex"])
+        symptoms = gr.CheckboxGroup([(upper_first(S["complaints"][s]), s) for s in get_args(Symptom)], label=S["symptoms"])
         as_sent(sex, symptoms)
         return [age, sex, symptoms,
                 gr.Textbox(label=S["complaint"], info=S["complaint_note"], lines=2, max_length=MOST_TYPED, visible=TAKES_WORDS)]
@@ -305,6 +305,11 @@ def board_tabs(room: ReadingRoom) -> None:
         scores, drift = gr.HTML(elem_id="model-board"), gr.HTML(elem_id="drift-board")
         with gr.Accordion(S["board"]["card"], open=False): text = gr.Markdown(elem_id="model-card")
     tab.select(lambda: board(room, "model"), None, [scores, drift, text], api_visibility="private")
+
+
+def page_language(language: str) -> str:
+    "JavaScript that says in which language the page is, and whether it runs from right to left: Gradio's own says English."
+    return f"Object.assign(document.documentElement, {json.dumps({'lang': language, 'dir': direction(language)})});"
 
 
 def build_page(room: ReadingRoom):
@@ -393,6 +398,6 @@ def mount(
     narrowed(page)
     films = example_films(room)
     add_tried(app, room)
-    gr.mount_gradio_app(app, page, path="/", theme=theme(), head=f"<style>{PAGE_CSS}</style><script>{VIEWER_JS}{PAGE_JS}</script>", footer_links=[], show_error=False, ssr_mode=False,
+    gr.mount_gradio_app(app, page, path="/", theme=theme(), head=f"<style>{PAGE_CSS}</style><script>{page_language(S['language'])}{VIEWER_JS}{PAGE_JS}</script>", footer_links=[], show_error=False, ssr_mode=False,
                         max_file_size=int(settings().max_upload_mb * 2**20), enable_monitoring=False)
     app.routes[-1].app = PageDoor(app.routes[-1].app, room, films[0].parent if films else None)

@@ -35,10 +35,10 @@ def ranged(v: dict | None, of: str = "{:.1%}") -> str:
     return say(v["value"]) + (f" ({say(v['low'])} to {say(v['high'])})" if v.get("low") is not None else "")
 
 # %% ../../nbs/clinic/boards.ipynb #c0fe3c55
-BOARD_CSS = """.cxr .wide{overflow-x:auto} .cxr table{border-collapse:collapse;border:0;width:100%;margin:0;font-size:.92rem;font-variant-numeric:tabular-nums} .cxr th{text-align:left;color:var(--soft);font-weight:600;font-size:.82rem} .cxr table,.cxr tr,.cxr th,.cxr td{border:0!important;background:none} .cxr th,.cxr td{padding:.32rem .8rem .32rem 0;border-bottom:1px solid var(--line)!important;vertical-align:top;color:inherit} .cxr td.num,.cxr th.num{text-align:right}
+BOARD_CSS = """.cxr .wide{overflow-x:auto} .cxr table{border-collapse:collapse;border:0;width:100%;margin:0;font-size:.92rem;font-variant-numeric:tabular-nums} .cxr th{text-align:start;color:var(--soft);font-weight:600;font-size:.82rem} .cxr table,.cxr tr,.cxr th,.cxr td{border:0!important;background:none} .cxr th,.cxr td{padding:.32rem .8rem .32rem 0;border-bottom:1px solid var(--line)!important;vertical-align:top;color:inherit} .cxr td.num,.cxr th.num{text-align:end}
 .cxr .board>section{margin-top:1.6rem} .cxr td.rail{vertical-align:middle} .cxr .stacked{display:flex;height:.6rem;border-radius:9px;overflow:hidden;background:var(--tint);min-width:6rem} .cxr .stacked i{display:block;height:100%} .cxr .stacked .train{background:var(--bar)} .cxr .stacked .val{background:var(--rest)} .cxr .stacked .test{background:var(--soft)}
-.cxr .key{display:flex;gap:1rem;flex-wrap:wrap;font-size:.82rem;color:var(--soft);margin:.4rem 0} .cxr .key i{display:inline-block;width:.8rem;height:.6rem;border-radius:3px;margin-right:.35rem}
-@container (max-width:520px){.cxr .board .rail{display:none} .cxr table{font-size:.84rem} .cxr th,.cxr td{padding-right:.5rem}}"""
+.cxr .key{display:flex;gap:1rem;flex-wrap:wrap;font-size:.82rem;color:var(--soft);margin:.4rem 0} .cxr .key i{display:inline-block;width:.8rem;height:.6rem;border-radius:3px;margin-inline-end:.35rem}
+@container (max-width:520px){.cxr .board .rail{display:none} .cxr table{font-size:.84rem} .cxr th,.cxr td{padding-inline-end:.5rem}}"""
 
 TABLES = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string("""
 {% macro splits(name, counts) %}<tr><td>{{ name }}</td><td class="rail"><div class="stacked" aria-hidden="true">{% for k in ('train', 'val', 'test') %}<i class="{{ k }}" style="width:{{ (100 * counts.get(k, 0) / most)|round(2) }}%"></i>{% endfor %}</div></td>{% for k in ('train', 'val', 'test') %}<td class="num">{{ counts.get(k, 0) }}</td>{% endfor %}</tr>

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .app import example_caption
 from .report import CSS, DARK, LIGHT, MAY_BE_NORMAL
-from .words import STRINGS
+from .words import STRINGS, direction, own_errors
 from ..core import CxrError, SetupError, read_json, root, write_json
 from ..data.images import preparation
 from ..data.labels import CHEST, LABELS, LIMB
@@ -28,7 +28,7 @@ def page_facts(
 ) -> dict:
     "The facts that an explanation stands on, without their sources."
     plain = lambda e: {"urgency": e["urgency"]} | {k: [line["text"] for line in e[k]] for k in LINES if e.get(k)}
-    return {"language": facts["language"], "classes": {k: plain(e) | {"name": named(k, facts), "forms": {f"name_{form}": name for form, name in e.get("forms", {}).items()}} for k, e in facts["classes"].items()}, "no_answer": {k: plain(e) for k, e in facts["no_answer"].items()},
+    return {"language": facts["language"], "dir": direction(facts["language"]), "classes": {k: plain(e) | {"name": named(k, facts), "forms": {f"name_{form}": name for form, name in e.get("forms", {}).items()}} for k, e in facts["classes"].items()}, "no_answer": {k: plain(e) for k, e in facts["no_answer"].items()},
             "severity_floor": facts["severity_floor"], "film_notes": {k: line["text"] for k, line in facts.get("film_notes", {}).items()}, "escalation": {k: [line["text"] for line in lines] for k, lines in facts["escalation"].items()}}
 
 
@@ -49,7 +49,7 @@ def page_data(b: Bundle) -> dict:
     engine = b.json("calibration.json")["engine"]
     if not engine.endswith(".onnx"): raise SetupError("not_in_browser", f"The bundle serves {engine}, and the page can run ONNX only.", "Set export_vit.engine to vit.int8.onnx.")
     facts = load_facts(b.path / "facts.yaml") if "facts.yaml" in b.manifest["files"] else None
-    return {"version": b.manifest["version"], "bundle": b.hash, "engine": engine, "names": STRINGS["names"], "chest": list(CHEST), "words": STRINGS, "own": STRINGS["browser"],
+    return {"version": b.manifest["version"], "bundle": b.hash, "engine": engine, "names": STRINGS["names"], "chest": list(CHEST), "words": STRINGS, "dir": direction(STRINGS["language"]), "errors": own_errors(), "own": STRINGS["browser"],
             "knows": {"chest": [STRINGS["names"][l] for l in CHEST if l != "NORMAL"] + [STRINGS["knows_none"]], "limb": [STRINGS["names"][l] for l in LIMB]},
             "may_be_normal": MAY_BE_NORMAL, "heat_colours": HEAT_COLOURS.tolist(), "spread": SPREAD, "quality": {"chest": CHEST_16.tolist(), "blank_range": BLANK_RANGE, "colour_trace": COLOUR_TRACE}, "facts": page_facts(facts) if facts else None, "said": sentences(facts) if facts else None}
 

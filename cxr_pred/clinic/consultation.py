@@ -14,10 +14,10 @@ from xml.sax.saxutils import escape
 import numpy as np
 from PIL import Image
 
-from .report import bars, first_bars, headline, patient_line, picture_png, place_words, set_sentence, settled_line, settled_when
+from .report import bars, first_bars, has_sheet, headline, patient_line, picture_png, place_words, set_sentence, settled_line, settled_when
 from .study import Report
 from .words import STRINGS as S
-from .words import confidence_line, flag_words
+from .words import confidence_line, drawable, flag_words
 from ..core import SetupError
 from ..data.images import Film
 from ..vision.classify import heat_overlay
@@ -34,7 +34,7 @@ def questions(report: Report) -> list[str]:
 # %% ../../nbs/clinic/consultation.ipynb #20fbf399
 def plain(text: str) -> str:
     "The text without markup, in letters that the fonts have."
-    return escape(text.encode("cp1252", "replace").decode("cp1252"))
+    return escape(drawable(text))
 
 
 def styles() -> dict:
@@ -112,12 +112,15 @@ def consultation_pdf(
     heat: np.ndarray | None = None,  # (16, 16) float
     at: datetime | None = None,      # when it was read, UTC
 ) -> bytes:
-    "The sheet as a PDF file, the same bytes for the same report. Raises `SetupError` no_reportlab."
+    "The sheet as a PDF file, the same bytes for the same report. Raises `SetupError` no_reportlab, or no_letters for a language that its fonts do not know."
+    if not has_sheet(report): raise SetupError("no_letters", "The fonts of the sheet lack letters of this language.", "Print the report in its place.")
     try: from reportlab.platypus import SimpleDocTemplate
     except ModuleNotFoundError: raise SetupError("no_reportlab", "The sheet for the doctor needs reportlab, which is not installed.", "pip install reportlab") from None
+    from reportlab.lib.utils import simpleSplit
     def foot(canvas, doc):
         canvas.setFont("Helvetica", 7.5); canvas.setFillColor("#8a4b00")
-        canvas.drawString(doc.leftMargin, 26, plain(S["disclaimer"])); canvas.drawRightString(doc.pagesize[0] - doc.rightMargin, 26, S["sheet"]["page"].format(n=canvas.getPageNumber()))
+        for n, line in enumerate(reversed(simpleSplit(drawable(S["disclaimer"]), "Helvetica", 7.5, 460))): canvas.drawString(doc.leftMargin, 26 + 9 * n, line)
+        canvas.drawRightString(doc.pagesize[0] - doc.rightMargin, 26, drawable(S["sheet"]["page"].format(n=canvas.getPageNumber())))
     out = io.BytesIO()
     doc = SimpleDocTemplate(out, pagesize=(595.3, 841.9), leftMargin=50, rightMargin=50, topMargin=36, bottomMargin=44, title=S["sheet"]["title"], author=S["title"], lang=S["language"], invariant=1)
     doc.build(story(report, film, heat, at), onFirstPage=foot, onLaterPages=foot)

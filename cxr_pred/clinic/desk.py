@@ -23,6 +23,7 @@ from .report import age_words, card_html, patient_line
 from .study import Report
 from .viewer import viewer_html
 from .words import STRINGS as S
+from .words import error_words
 from .worklist import Filters, Item, Said, case, opinions, worklist_page
 from ..core import CxrError, InputError, log
 from ..database import now
@@ -41,7 +42,7 @@ def who_sits(
 
 def telling(e: Exception) -> str:
     "An error in plain words for the physician; what is inside the machine stays there."
-    if isinstance(e, InputError): return f"{e.message} {e.hint} ({e.code})"
+    if isinstance(e, InputError): return " ".join([*filter(None, error_words(e.code, e.message, e.hint)), f"({e.code})"])
     if isinstance(e, ValidationError): return "; ".join(f"{x['loc'][0] if x['loc'] else ''}: {x['msg']}" for x in e.errors())
     log.error("the desk could not answer: %s", type(e).__name__, exc_info=e)
     return f"{S['desk']['failed']} ({e.code if isinstance(e, CxrError) else 'internal_error'})"

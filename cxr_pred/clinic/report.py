@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAY_BE_NORMAL', 'LIGHT', 'DARK', 'CSS', 'CARD', 'PAGE', 'picture_png', 'data_uri', 'headline', 'bars', 'settled_name',
            'settled_line', 'settled_when', 'first_bars', 'set_sentence', 'place_words', 'age_words', 'patient_line',
-           'card_html', 'html_report', 'print_report']
+           'turned', 'has_sheet', 'card_html', 'html_report', 'print_report']
 
 # %% ../../nbs/clinic/report.ipynb #c002
 import base64, io
@@ -13,11 +13,12 @@ from collections.abc import Sequence
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
 
 from .study import Patient, Report, Settled
 from ..data.dicom import OLDEST
-from .words import STRINGS, confidence_line, flag_words, percent
+from .words import SHEET, STRINGS, confidence_line, direction, drawable, flag_words, percent
 from ..data.images import Film
 from ..data.labels import CHEST, LIMB
 from ..vision.classify import heat_overlay
@@ -56,7 +57,7 @@ def bars(finding: Finding) -> list[dict]:
 def settled_name(settled: Settled) -> str:
     "What physicians settled, as it stands within a sentence, with its grade where they gave one."
     name = STRINGS["settled"]["normal"] if settled.label == "NORMAL" else STRINGS["names"][settled.label]
-    name = name if name[1].isupper() else name[0].lower() + name[1:]   # COVID-19 stays as it is
+    name = name if name[1].isupper() or STRINGS["language"][:2] != "en" else name[0].lower() + name[1:]   # COVID-19 stays as it is, and so do nouns of other languages
     return STRINGS["settled"]["graded"].format(name=name, grade=STRINGS["severities"][settled.severity]) if settled.severity in ("mild", "moderate", "severe") else name
 
 
@@ -127,13 +128,13 @@ CSS = ".cxr{" + LIGHT + "} .dark .cxr{" + DARK + """}
 .cxr .stack{position:relative;background:#000;border-radius:8px;overflow:hidden;line-height:0} .cxr .stack img{width:100%;height:auto;max-height:27rem;object-fit:contain;display:block;margin:0;border-radius:0} .cxr .stack .over{position:absolute;inset:0;height:100%;opacity:var(--heat,1)}
 .cxr .slider{display:flex;gap:.6rem;align-items:center;font-size:.85rem;color:var(--soft);margin-top:.35rem} .cxr .slider input{flex:1;min-width:0;accent-color:var(--accent)}
 .cxr .bar{display:grid;grid-template-columns:minmax(0,1.15fr) minmax(0,1fr) 3rem;gap:.7rem;align-items:center;font-size:.93rem;padding:.16rem 0} .cxr .bar .rail{height:.6rem;border-radius:9px;background:var(--tint);overflow:hidden}
-.cxr .bar i{display:block;height:100%;border-radius:9px;background:var(--rest)} .cxr .bar.in i{background:var(--bar)} .cxr .bar.in .n{font-weight:600} .cxr .bar b{text-align:right;font-weight:500;font-variant-numeric:tabular-nums}
+.cxr .bar i{display:block;height:100%;border-radius:9px;background:var(--rest)} .cxr .bar.in i{background:var(--bar)} .cxr .bar.in .n{font-weight:600} .cxr .bar b{text-align:end;font-weight:500;font-variant-numeric:tabular-nums}
 .cxr details{margin-top:.3rem} .cxr summary{cursor:pointer;color:var(--accent);font-size:.92rem}
-.cxr ul{padding-left:1.2rem;list-style:disc} .cxr li{margin:.25rem 0;color:inherit} .cxr .text p+p,.cxr .text div+p{margin-top:.6rem} .cxr .grid>*{min-width:0}
+.cxr ul{padding-inline-start:1.2rem;list-style:disc} .cxr li{margin:.25rem 0;color:inherit} .cxr .text p+p,.cxr .text div+p{margin-top:.6rem} .cxr .grid>*{min-width:0}
 .cxr .note{background:var(--tint);border-radius:8px;padding:.7rem .9rem} .cxr dl{display:grid;grid-template-columns:auto 1fr;gap:.15rem .9rem;margin:0;font-size:.93rem} .cxr dt{color:var(--soft)} .cxr dd{margin:0}
-.cxr .disclaimer{border-left:4px solid var(--warn);background:var(--warn-bg);color:var(--warn);padding:.6rem .9rem;border-radius:6px;font-size:.93rem;margin-top:1.2rem} .cxr .end{margin-top:.8rem;font-size:.8rem;color:var(--soft);overflow-wrap:anywhere} .cxr a{color:var(--accent);padding:0} .cxr .end{display:flex;flex-wrap:wrap;gap:.2rem 1rem}
-.cxr .settled{border-left:4px solid var(--accent);background:var(--tint);border-radius:6px;padding:.7rem .9rem;margin-bottom:1.1rem} .cxr .settled h2{font-size:1.35rem} .cxr .settled~.top h2{font-size:1.2rem} .cxr .text .note+p{margin-top:.6rem}
-.cxr .pending::before{content:"";display:inline-block;width:.8em;height:.8em;margin-right:.5em;border:2px solid var(--line);border-top-color:var(--accent);border-radius:50%;animation:cxr-turn 1s linear infinite;vertical-align:-.05em} @keyframes cxr-turn{to{transform:rotate(1turn)}} @media (prefers-reduced-motion:reduce){.cxr .pending::before{animation:none}}
+.cxr .disclaimer{border-inline-start:4px solid var(--warn);background:var(--warn-bg);color:var(--warn);padding:.6rem .9rem;border-radius:6px;font-size:.93rem;margin-top:1.2rem} .cxr .end{margin-top:.8rem;font-size:.8rem;color:var(--soft);overflow-wrap:anywhere} .cxr a{color:var(--accent);padding:0} .cxr .end{display:flex;flex-wrap:wrap;gap:.2rem 1rem}
+.cxr .settled{border-inline-start:4px solid var(--accent);background:var(--tint);border-radius:6px;padding:.7rem .9rem;margin-bottom:1.1rem} .cxr .settled h2{font-size:1.35rem} .cxr .settled~.top h2{font-size:1.2rem} .cxr .text .note+p{margin-top:.6rem}
+.cxr .pending::before{content:"";display:inline-block;width:.8em;height:.8em;margin-inline-end:.5em;border:2px solid var(--line);border-top-color:var(--accent);border-radius:50%;animation:cxr-turn 1s linear infinite;vertical-align:-.05em} @keyframes cxr-turn{to{transform:rotate(1turn)}} @media (prefers-reduced-motion:reduce){.cxr .pending::before{animation:none}}
 @container (min-width:680px){.cxr .grid{display:grid;grid-template-columns:minmax(0,1.1fr) minmax(0,1fr);grid-template-areas:'pic pic' 'text bars' 'text about';grid-template-rows:auto auto 1fr;column-gap:2rem} .cxr .grid.alone{grid-template-columns:minmax(0,1fr) minmax(0,1.3fr);grid-template-areas:'pic text' 'pic bars' 'pic about'}}
 @container (max-width:430px){.cxr .pictures{grid-template-columns:minmax(0,1fr)} .cxr .pictures.two .plain{display:none} .cxr .bar{grid-template-columns:1fr 3rem;row-gap:.15rem} .cxr .bar .rail{grid-column:1/-1;grid-row:2} .cxr dl.long{grid-template-columns:1fr} .cxr dl.long dd{margin-bottom:.4rem} .cxr h2{font-size:1.45rem}}
 @media print{.cxr .pictures.two{grid-template-columns:1fr 1fr!important} .cxr .pictures.two .plain{display:block!important} .cxr .stack img{max-height:6.2cm} .cxr h2{font-size:16pt} .cxr .soft,.cxr dl,.cxr figcaption,.cxr .disclaimer,.cxr summary{font-size:9pt} .cxr .sure{font-size:11pt} .cxr{border:0;padding:0;font-size:10pt;line-height:1.4} .cxr .grid{row-gap:.8rem;margin-top:.7rem} .cxr .bar{grid-template-columns:minmax(0,1.9fr) minmax(0,1fr) 2.6rem;padding:.05rem 0;font-size:9pt} .cxr .disclaimer{margin-top:.7rem} .cxr .slider,.cxr .noprint{display:none!important} .cxr .stack .over{opacity:1} .cxr section,.cxr figure{break-inside:avoid} .cxr *{print-color-adjust:exact;-webkit-print-color-adjust:exact}}"""
@@ -143,7 +144,7 @@ CARD = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
 {% macro rows(items) %}{% for b in items %}
 <div class="bar{{ ' in' if b.inside }}"><span class="n">{{ b.name }}</span><span class="rail"><i style="width:{{ b.width }}%"></i></span><b>{{ b.percent }} %</b></div>
 {% endfor %}{% endmacro %}
-<article class="cxr" data-status="{{ r.status }}" data-label="{{ r.finding.label if r.finding and r.status == 'ok' else '' }}" data-settled="{{ r.settled.label if r.settled else '' }}" data-study="{{ r.study_id }}">
+<article class="cxr"{{ turned(s.language) }} data-status="{{ r.status }}" data-label="{{ r.finding.label if r.finding and r.status == 'ok' else '' }}" data-settled="{{ r.settled.label if r.settled else '' }}" data-study="{{ r.study_id }}">
 {% if r.settled %}<div class="settled"><h2>{{ settled }}</h2><p class="soft">{{ settled_when }}</p></div><h3>{{ s.settled.program }}</h3>{% endif %}
 
 <div class="top"><h2>{{ headline }}</h2>
@@ -161,8 +162,8 @@ CARD = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
 <section class="text"><h3>{{ s.explanation }}</h3>
 {% if r.overruled %}<p class="note">{{ s.settled.note }}</p>{% endif %}
 
-{% if r.explanation %}<div{% if r.explanation.language != s.language %} lang="{{ r.explanation.language }}"{% endif %}><p>{{ r.explanation.summary }}</p>{% if r.explanation.details %}<p>{{ r.explanation.details }}</p>{% endif %}
-{% if r.explanation.next_steps %}<h3 style="margin-top:1rem" lang="{{ s.language }}">{{ s.next_steps }}</h3><ul>{% for step in r.explanation.next_steps %}<li>{{ step }}</li>{% endfor %}</ul>{% endif %}</div>
+{% if r.explanation %}<div{% if r.explanation.language != s.language %} lang="{{ r.explanation.language }}"{{ turned(r.explanation.language, s.language) }}{% endif %}><p>{{ r.explanation.summary }}</p>{% if r.explanation.details %}<p>{{ r.explanation.details }}</p>{% endif %}
+{% if r.explanation.next_steps %}<h3 style="margin-top:1rem" lang="{{ s.language }}"{{ turned(s.language, r.explanation.language) }}>{{ s.next_steps }}</h3><ul>{% for step in r.explanation.next_steps %}<li>{{ step }}</li>{% endfor %}</ul>{% endif %}</div>
 <p class="soft">{{ s.source[r.explanation.source] }}</p>
 {% elif r.explanation_status == 'pending' %}{% if heard %}<p>{{ heard|join(' ') }}</p>{% endif %}<p class="pending" role="status">{{ s.explanation_pending }}</p>{% else %}<p class="soft">{{ s.explanation_off }}</p>{% endif %}</section>
 {% if r.status == 'ok' %}<section class="bars"><h3>{{ s.confidence }}</h3>{{ rows(items[:first]) }}<details{{ ' open' if full }}><summary>{{ s.more.format(n=items[first:]|length) }}</summary>{{ rows(items[first:]) }}</details></section>
@@ -173,8 +174,22 @@ CARD = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
 {% if flags %}<ul>{% for f in flags %}<li>{{ f }}</li>{% endfor %}</ul>{% endif %}</section>{% endif %}
 </div>
 <p class="disclaimer">{{ s.disclaimer }}</p>
-<p class="end">{% if link %}<a class="noprint" href="{{ link }}/consultation.pdf" target="_blank" rel="noopener">{{ s.sheet.link }}</a><a class="noprint" href="{{ link }}/report.html" target="_blank" rel="noopener">{{ s.report }}</a>{% endif %}<span>{{ s.study }} {{ r.study_id }}</span><span>{{ s.model }} {{ r.finding.model_version if r.finding else r.bundle_hash[:12] }}</span>{% if r.timings.total_ms %}<span>{{ s.time.format(ms=r.timings.total_ms) }}</span>{% endif %}</p>
+<p class="end">{% if link %}{% if sheet %}<a class="noprint" href="{{ link }}/consultation.pdf" target="_blank" rel="noopener">{{ s.sheet.link }}</a>{% endif %}<a class="noprint" href="{{ link }}/report.html" target="_blank" rel="noopener">{{ s.report }}</a>{% endif %}<span>{{ s.study }} {{ r.study_id }}</span><span>{{ s.model }} {{ r.finding.model_version if r.finding else r.bundle_hash[:12] }}</span>{% if r.timings.total_ms %}<span>{{ s.time.format(ms=r.timings.total_ms) }}</span>{% endif %}</p>
 </article>""")
+
+
+def turned(
+    language: str,         # of a part
+    around: str = "en",    # and of what it stands in
+) -> Markup:
+    "The attribute `dir` where a part runs in another direction than what it stands in."
+    return Markup("" if direction(language) == direction(around) else f' dir="{direction(language)}"')
+
+
+def has_sheet(report: Report) -> bool:
+    "Whether the fonts of the PDF have the letters of the page's language and of the explanation's."
+    e = report.explanation
+    return SHEET and (e is None or e.language == "en" or drawable(e.text) == e.text)
 
 
 def card_html(
@@ -191,14 +206,14 @@ def card_html(
     drawn = film is not None and heat is not None and report.status == "ok"
     wide = drawn and report.spread
     over = drawn and not wide
-    return CARD.render(r=report, s=STRINGS, full=full, link=link, told=told, first=first_bars(f) if f else 0, heard=[*heard], settled=settled_line(report), settled_when=settled_when(report), headline=headline(report), patient=patient_line(report.patient),
+    return CARD.render(r=report, s=STRINGS, turned=turned, sheet=has_sheet(report), full=full, link=link, told=told, first=first_bars(f) if f else 0, heard=[*heard], settled=settled_line(report), settled_when=settled_when(report), headline=headline(report), patient=patient_line(report.patient),
         sure=confidence_line(f) if f else "", in_set=set_sentence(f) if f else "", items=bars(f) if f else [], flags=[flag_words(q) for q in f.quality_flags] if f else [],
         zones=place_words(report), wide=wide, note=STRINGS["heat_note" if f and f.region == "chest" else "heat_note_limb"],
         name=STRINGS["picture" if report.status == "rejected" else "film"], film=data_uri(Image.fromarray(film.pixels)) if film is not None else "", over=data_uri(heat_overlay(film.pixels, heat, 640)) if over else "")
 
 # %% ../../nbs/clinic/report.ipynb #c020
 PAGE = Environment(autoescape=True, undefined=StrictUndefined).from_string("""<!doctype html>
-<html lang="{{ s.language }}"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{{ s.title }}: {{ title }}</title>
+<html lang="{{ s.language }}"{{ turned(s.language) }}><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{{ s.title }}: {{ title }}</title>
 <style>{{ css|safe }} body{margin:0;background:#e9eff2;padding:1.2rem} body>.cxr{max-width:64rem;margin:0 auto} body>h1{max-width:64rem;margin:0 auto .8rem;font:600 1rem system-ui,sans-serif;color:#52626f}
 @media screen and (prefers-color-scheme:dark){body{background:#0d1317} .cxr{ {{- dark|safe -}} }} @media print{@page{margin:14mm} body{background:#fff;padding:0}}</style></head>
 <body><h1>{{ s.title }}</h1>{{ card|safe }}</body></html>
@@ -211,7 +226,7 @@ def html_report(
     heat: np.ndarray | None = None,  # (16, 16) float
 ) -> str:
     "One self-contained HTML file: film, heatmap, bars, explanation, disclaimer. Nothing is fetched; the one line of script fades the heatmap."
-    return PAGE.render(s=STRINGS, css=CSS, dark=DARK, title=settled_line(report) or headline(report), card=card_html(report, film, heat, full=True))
+    return PAGE.render(turned=turned, s=STRINGS, css=CSS, dark=DARK, title=settled_line(report) or headline(report), card=card_html(report, film, heat, full=True))
 
 # %% ../../nbs/clinic/report.ipynb #c023
 def print_report(

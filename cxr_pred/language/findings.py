@@ -41,9 +41,13 @@ class Explanation(BaseModel):
         return f"**{self.summary}**\n\n{self.details}\n\n" + "\n".join(f"- {s}" for s in self.next_steps) + f"\n\n*{self.urgency}, {self.source}{', ' + self.fallback_reason if self.fallback_reason else ''}*"
 
 # %% ../../nbs/language/findings.ipynb #c006
-def joined(words: Sequence[str], last: str = "and") -> str:
+def joined(
+    words: Sequence[str],
+    last: str = "and",               # a key of `join`
+    join: dict = ENGLISH["join"],    # of a table of words
+) -> str:
     "a, b and c"
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}"
+    return words[0] if len(words) == 1 else f"{join['comma'].join(words[:-1])}{join['beside']}{join[last]}{join['beside']}{words[-1]}"
 
 
 def known_zones(finding: Finding) -> list[str]: return [z for z in finding.zones if z in ZONES and "sideways" not in finding.quality_flags]   # on its side left is not left
@@ -86,7 +90,7 @@ def percent(share: float) -> int:
 def named_symptoms(case: Case, words: dict = ENGLISH) -> str:
     "The symptoms in words, as they stand in a sentence; empty if none was named."
     said = [s for s in case.symptoms if s not in {SEVERE.get(t) for t in case.symptoms}]   # the severe one says it
-    return joined([words["symptoms"][s] for s in said], words["join"]["and"]) if said else ""
+    return joined([words["symptoms"][s] for s in said], "and", words["join"]) if said else ""
 
 
 def spoken_of(case: Case) -> str: return "child" if case.is_child else "patient"
@@ -100,8 +104,8 @@ def filling(
     f, words, of = case.answered, words_of(facts), spoken_of(case)
     places, flags, others, join = [*dict.fromkeys(known_zones(f))], known_flags(f, words), not_ruled_out(f, facts), words["join"]
     return {"name": named(str(f.label), facts), "word": words["word"][confidence_word(f.probability)], "percent": str(percent(f.probability)), "coverage": str(percent(f.coverage)),
-            "zones": joined([words["zones"][z] for z in places], join["zones"]) if places else "", "side": side_words(places, words["side"][of]), "whom": words["whom"][of], "severity": words["severity"].get(f.severity, ""),
-            "others": joined(others, join["or"]) if others else "", "listed": joined(others, join["and"]) if others else "", "flags": joined(flags, join["and"]) if flags else "", "symptoms": named_symptoms(case, words), "whose": words["whose"][of]} | {f"name_{k}": v for k, v in facts["classes"][str(f.label)].get("forms", {}).items()}
+            "zones": joined([words["zones"][z] for z in places], "zones", join) if places else "", "side": side_words(places, words["side"][of]), "whom": words["whom"][of], "severity": words["severity"].get(f.severity, ""),
+            "others": joined(others, "or", join) if others else "", "listed": joined(others, "and", join) if others else "", "flags": joined(flags, "and", join) if flags else "", "symptoms": named_symptoms(case, words), "whose": words["whose"][of]} | {f"name_{k}": v for k, v in facts["classes"][str(f.label)].get("forms", {}).items()}
 
 # %% ../../nbs/language/findings.ipynb #c012
 def choices(

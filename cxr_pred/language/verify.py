@@ -27,8 +27,8 @@ from ..vision.finding import Finding, confidence_word
 
 # %% ../../nbs/language/verify.ipynb #c004
 def sentences(text: str) -> list[str]:
-    "The sentences of a text, on full stops, question and exclamation marks."
-    return [s.strip() for s in re.split(r"(?<=[.!?])\s+", text) if s.strip()]
+    "The sentences of a text, on full stops, question and exclamation marks, those of other scripts among them."
+    return [s.strip() for s in re.split(r"(?<=[.!?。！？؟۔।])\s+", text) if s.strip()]
 
 
 def sentences_among(

@@ -3,7 +3,7 @@
 const URGENCIES = ['routine', 'soon', 'urgent'];
 const fill = (sentence, words) => sentence.replace(/\{(\w+)\}/g, (_, name) => words[name]);
 const texts = (entry, ...kinds) => kinds.flatMap(k => entry[k] ?? []);
-const joined = (words, last) => words.length === 1 ? words[0] : `${words.slice(0, -1).join(', ')} ${last} ${words.at(-1)}`;
+const joined = (words, last, { comma, beside, ...join }) => words.length === 1 ? words[0] : `${words.slice(0, -1).join(comma)}${beside}${join[last]}${beside}${words.at(-1)}`;
 
 export const confidenceWord = p => p >= 0.9 ? 'very likely' : p >= 0.7 ? 'likely' : p >= 0.5 ? 'possible' : 'unclear';
 
@@ -12,9 +12,9 @@ function details(finding, said) {
   const zones = finding.quality_flags.includes('sideways') ? [] : finding.zones;   // on its side left is not left
   const out = [], flags = finding.quality_flags.map(f => words.flags[f]).filter(Boolean), sides = [...new Set(zones.map(z => z.split(' ')[0]))].filter(w => w === 'left' || w === 'right');
   const side = sides.length ? words.side[sides.length === 2 ? 'both' : sides[0]] : '';
-  if (zones.length) out.push(fill(said.place, { zones: joined(zones.map(z => words.zones[z]), words.join.zones), side }));
+  if (zones.length) out.push(fill(said.place, { zones: joined(zones.map(z => words.zones[z]), 'zones', words.join), side }));
   if (words.severity[finding.severity]) out.push(fill(said.severity, { severity: words.severity[finding.severity] }));
-  if (flags.length) out.push(fill(said.film, { flags: joined(flags, words.join.and) }));
+  if (flags.length) out.push(fill(said.film, { flags: joined(flags, 'and', words.join) }));
   return out;
 }
 
@@ -23,7 +23,7 @@ function others(finding, facts, said) {
   if (others.includes('COVID19') && others.includes('PNEUMONIA')) { others.splice(others.indexOf('PNEUMONIA'), 1); others.splice(others.indexOf('COVID19') + 1, 0, 'PNEUMONIA'); }
   const another = finding.prediction_set.includes('COVID19') ? said.words.other_pneumonia : facts.classes.PNEUMONIA.name;
   const names = others.map(l => l === 'NORMAL' ? said.words.normal_film : l === 'PNEUMONIA' ? another : facts.classes[l].name);
-  return names.length ? [fill(said.others, { others: joined(names, said.words.join.or), listed: joined(names, said.words.join.and) })] : [];
+  return names.length ? [fill(said.others, { others: joined(names, 'or', said.words.join), listed: joined(names, 'and', said.words.join) })] : [];
 }
 
 const highest = levels => URGENCIES[Math.max(...levels.map(l => URGENCIES.indexOf(l)))];

@@ -58,8 +58,8 @@ function waitingCard() {
 
 const workingCard = () => article({ status: 'working' }, make('p', { className: 'pending sure', textContent: S.working }));
 
-const errorCard = ({ code, message, hint }) => article({ status: 'error' }, make('h2', { textContent: S.error }), make('p', { className: 'sure', textContent: code === 'internal_error' ? S.error_internal : message }),
-  make('p', { textContent: hint }), make('p', { className: 'soft', style: { 'margin-top': '.6rem' } }, `${S.error_code}: `, make('code', { textContent: code })));
+const errorCard = ({ code, message, hint }) => article({ status: 'error' }, make('h2', { textContent: S.error }), make('p', { className: 'sure', textContent: code === 'internal_error' ? S.error_internal : page.errors[code] ?? message }),
+  make('p', { textContent: page.errors[code] ? '' : hint }), make('p', { className: 'soft', style: { 'margin-top': '.6rem' } }, `${S.error_code}: `, make('code', { textContent: code })));
 
 function bar({ probabilities: p, prediction_set: kept }, label) {
   return make('div', { className: kept.includes(label) ? 'bar in' : 'bar' }, make('span', { className: 'n', textContent: names[label] }),
@@ -102,8 +102,8 @@ async function answerCard(answer, example) {
     ok ? make('p', { className: 'sure', textContent: fill(S[f.label.startsWith('FRACTURE') ? 'confidence_line_limb' : 'confidence_line'], { word: S.certainty[confidenceWord(f.probability)], percent: percent(f.probability) }) }) : !said && make('p', { className: 'sure', textContent: S.reason[reason_code] }),
     ok && make('p', { className: 'soft', textContent: setSentence(f) }),
     make('div', { className: ok && !answer.spread ? 'grid' : 'grid alone' }, make('section', { className: 'pic' }, await pictures(answer)),
-      said && make('section', { className: 'text' }, make('h3', { textContent: S.explanation }), make('p', { lang: page.facts.language, textContent: said.summary }), make('p', { lang: page.facts.language, textContent: said.details }),
-        make('h3', { style: { 'margin-top': '1rem' }, textContent: S.next_steps }), make('ul', { lang: page.facts.language }, said.next_steps.map(t => make('li', { textContent: t }))), make('p', { className: 'soft', textContent: page.own.adults }), make('p', { className: 'soft', textContent: S.source.template })),
+      said && make('section', { className: 'text' }, make('h3', { textContent: S.explanation }), make('p', { lang: page.facts.language, dir: page.facts.dir, textContent: said.summary }), make('p', { lang: page.facts.language, dir: page.facts.dir, textContent: said.details }),
+        make('h3', { style: { 'margin-top': '1rem' }, textContent: S.next_steps }), make('ul', { lang: page.facts.language, dir: page.facts.dir }, said.next_steps.map(t => make('li', { textContent: t }))), make('p', { className: 'soft', textContent: page.own.adults }), make('p', { className: 'soft', textContent: S.source.template })),
       bars && make('section', { className: 'bars' }, bars),
       (ok || flags.length > 0) && make('section', { className: 'about' }, make('h3', { textContent: S.quality }),
         ok && make('dl', {}, make('dt', { textContent: S.zones }), make('dd', { textContent: placeWords(answer) }), make('dt', { textContent: S.severity }), make('dd', { textContent: S.severities[f.severity] })),
@@ -144,6 +144,7 @@ function broken(code) {
   $('#load').lastElementChild.textContent = `${page.own.broken} (${code})`;
 }
 
+Object.assign(document.documentElement, { lang: S.language, dir: page.dir });
 document.title = $('h1').textContent = S.title;
 $('header p').textContent = S.tagline;
 $('#side h2').textContent = S.drop;
