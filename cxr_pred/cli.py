@@ -285,7 +285,7 @@ FACTS_FILE = typer.Argument(help="the translated facts, YAML")
 def language_new(language: str = typer.Argument(help="its tag, such as de or pt-BR"), file: Path = typer.Argument(help="a new file"), bundle: Path = BUNDLE):
     "Write the English explanations as a file to translate."
     with plainly():
-        from cxr_pred.evaluate.translate import english_facts, file_to_translate
+        from cxr_pred.ops.translate import english_facts, file_to_translate
         from cxr_pred.vision.classify import load_bundle
         text = file_to_translate(language, english_facts(load_bundle(bundle)))
         if file.exists(): raise SetupError("file_exists", f"{file} is there.", "Name a new file; this one may be somebody's work.")
@@ -297,7 +297,7 @@ def language_new(language: str = typer.Argument(help="its tag, such as de or pt-
 def language_page(language: str = typer.Argument(help="its tag, such as de or pt-BR"), file: Path = typer.Argument(help="a new file")):
     "Write the page's English words as a file to translate; CXR_LANGUAGE serves it."
     with plainly():
-        from cxr_pred.evaluate.translate import page_to_translate
+        from cxr_pred.ops.translate import page_to_translate
         if file.exists(): raise SetupError("file_exists", f"{file} is there.", "Name a new file; this one may be somebody's work.")
         with writing(file): file.write_text(page_to_translate(language), encoding="utf-8")
         typer.echo(f"{file}: overwrite the English. CXR_LANGUAGE={file} serves it.")
@@ -307,7 +307,7 @@ def language_page(language: str = typer.Argument(help="its tag, such as de or pt
 def language_sheet(facts_file: Path = FACTS_FILE, page: Path = typer.Argument(help="the HTML page to write"), bundle: Path = BUNDLE):
     "Check a translation, and write a page on which its reviewer reads every text in its places, beside the English."
     with plainly():
-        from cxr_pred.evaluate.translate import english_facts, reading_sheet, still_english
+        from cxr_pred.ops.translate import english_facts, reading_sheet, still_english
         from cxr_pred.language.facts import load_facts
         from cxr_pred.vision.classify import load_bundle
         facts, english = load_facts(facts_file), english_facts(load_bundle(bundle))
@@ -320,7 +320,7 @@ def language_sheet(facts_file: Path = FACTS_FILE, page: Path = typer.Argument(he
 def language_bundle(facts_file: Path = FACTS_FILE, out: Path = typer.Argument(help="a new folder"), bundle: Path = BUNDLE):
     "Make a bundle of the served networks that explains in the translation's language; CXR_BUNDLE serves it."
     with plainly():
-        from cxr_pred.evaluate.translate import translated
+        from cxr_pred.ops.translate import translated
         with writing(out): b = translated(bundle, facts_file, out)
         typer.echo(f"{out}: {b.manifest['version']}, of no language model: reviewed sentences answer. CXR_BUNDLE={out} serves it.")
 

@@ -8,7 +8,7 @@ import yaml
 
 from cxr_pred.clinic.writer import explanation_for, problems_of
 from cxr_pred.core import read_json, root, write_json
-from cxr_pred.evaluate.translate import Flat, flat
+from cxr_pred.ops.translate import Flat, flat
 from cxr_pred.language.case import Case
 from cxr_pred.language.facts import load_facts
 from cxr_pred.language.findings import template_explanation
