@@ -307,10 +307,10 @@ def language_page(language: str = typer.Argument(help="its tag, such as de or pt
 def language_sheet(facts_file: Path = FACTS_FILE, page: Path = typer.Argument(help="the HTML page to write"), bundle: Path = BUNDLE):
     "Check a translation, and write a page on which its reviewer reads every text in its places, beside the English."
     with plainly():
-        from cxr_pred.ops.translate import english_facts, reading_sheet, still_english
-        from cxr_pred.language.facts import load_facts
+        from cxr_pred.ops.translate import english_facts, read_translation, reading_sheet, still_english
         from cxr_pred.vision.classify import load_bundle
-        facts, english = load_facts(facts_file), english_facts(load_bundle(bundle))
+        if page.suffix.lower() not in (".html", ".htm"): raise SetupError("not_html", f"{page} is no name for an HTML page.", "Name a file that ends in .html; the sheet is written over whatever is there.")
+        facts = read_translation(facts_file, english := english_facts(load_bundle(bundle)))
         with writing(page): page.write_text(reading_sheet(facts, english), encoding="utf-8")
         left = still_english(facts, english)
         typer.echo(f"{page}: {facts['language']}, {len(left)} sentences are English still{': ' + ', '.join(left[:20]) if left else ''}{', ...' if len(left) > 20 else ''}.")

@@ -73,6 +73,7 @@ def public(error: Exception) -> JSONResponse:
     if isinstance(error, InputError): return problem(error.status, error.code, error.message, error.hint)
     if isinstance(error, SQLAlchemyError) or getattr(error, "code", "") == "store_unavailable": return problem(503, "store_unavailable", "The record cannot be reached, so there is no answer.", "Ask again in a moment.", headers={"Retry-After": "5"})
     if isinstance(error, SetupError) and error.code in ("no_fhir", "no_highdicom"): return problem(501, error.code, "This part of the service is not installed here.", error.hint)
+    if isinstance(error, SetupError) and error.code == "no_letters": return problem(501, error.code, error.message, error.hint)
     if isinstance(error, SetupError) and error.code == "no_oidc": return problem(501, error.code, error.message, "Log in with a password or a key, or tell who runs it.")
     if isinstance(error, SetupError): return problem(503, error.code, "The service cannot read films at the moment.", "Ask again in a moment, or tell who runs it.", headers={"Retry-After": "5"})
     return problem(500, "internal_error", "Something went wrong inside the service.", "Ask again; if it stays, tell who runs it.")
@@ -195,7 +196,7 @@ class Kept(BaseModel):
 
 PRIVATE = {"Cache-Control": "no-store"}
 CAN_FAIL = {s: {"description": d, "content": {"application/problem+json": {"schema": Problem.model_json_schema()}}} for s, d in
-            {400: "The body is not what its Content-Type says", 401: "The key, the name or the password is missing or wrong", 403: "Not for this role, or this installation takes no answers", 404: "No study of this id", 409: "The study is at another point by now", 413: "Too large", 415: "Not a PNG, JPEG, TIFF or DICOM file", 422: "Damaged, or not what this address takes", 429: "Too often", 503: "Not ready"}.items()}
+            {400: "The body is not what its Content-Type says", 401: "The key, the name or the password is missing or wrong", 403: "Not for this role, or this installation takes no answers", 404: "No study of this id", 409: "The study is at another point by now", 413: "Too large", 415: "Not a PNG, JPEG, TIFF or DICOM file", 422: "Damaged, or not what this address takes", 429: "Too often", 501: "Not possible here: a part is not installed, or lacks the letters of this language", 503: "Not ready"}.items()}
 
 
 def fails(*statuses: int) -> dict: return {s: CAN_FAIL[s] for s in (*statuses, *((400,) if 422 in statuses else ()))}   # what can be wrong can be unreadable too
@@ -234,7 +235,7 @@ def add_reading(app: FastAPI, room: ReadingRoom, lanes: Lanes) -> None:
     @app.get("/v1/studies/{study_id}/report.html", tags=["films"], responses=fails(404, 503), response_class=HTMLResponse, summary="The report to print")
     def page(study_id: str): return HTMLResponse(room.page(study_id), headers=PRIVATE)
 
-    @app.get("/v1/studies/{study_id}/consultation.pdf", tags=["films"], responses=fails(404, 503) | {200: {"content": {"application/pdf": {}}}}, response_class=Response, summary="The sheet to take along to a doctor")
+    @app.get("/v1/studies/{study_id}/consultation.pdf", tags=["films"], responses=fails(404, 501, 503) | {200: {"content": {"application/pdf": {}}}}, response_class=Response, summary="The sheet to take along to a doctor")
     def consultation(study_id: str): return Response(room.consultation(study_id), media_type="application/pdf", headers=PRIVATE | {"Content-Disposition": 'inline; filename="for-your-doctor.pdf"'})
 
     physicians = APIRouter(route_class=PhysicianRoute, tags=["physicians"], dependencies=[Depends(bearer)])  # the dependency is for OpenAPI

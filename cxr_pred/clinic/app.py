@@ -53,8 +53,9 @@ def error_card(error: Exception) -> str:
     "An error in plain words; what is inside the machine stays there."
     own = isinstance(error, InputError)
     (message, hint), code = (error_words(error.code, error.message, error.hint), error.code) if own else ((S["error_internal"], ""), error.code if isinstance(error, CxrError) else "internal_error")
+    then = f"<p>{escape(hint)}</p>" if hint else ""
     return (f'<article class="cxr" data-status="error" role="alert"><h2>{S["error_age" if code == "invalid_age" else "error"]}</h2><p class="sure">{escape(message)}</p>'
-            f'<p>{escape(hint)}</p><p class="soft" style="margin-top:.6rem">{S["error_code"]}: <code>{escape(code)}</code></p></article>')
+            f'{then}<p class="soft" style="margin-top:.6rem">{S["error_code"]}: <code>{escape(code)}</code></p></article>')
 
 # %% ../../nbs/clinic/app.ipynb #c008
 def uploads_folder(room: ReadingRoom) -> Path:
@@ -309,7 +310,7 @@ def board_tabs(room: ReadingRoom) -> None:
 
 def page_language(language: str) -> str:
     "JavaScript that says in which language the page is, and whether it runs from right to left: Gradio's own says English."
-    return f"Object.assign(document.documentElement, {json.dumps({'lang': language, 'dir': direction(language)})});"
+    return f"Object.assign(document.documentElement, {json.dumps({'lang': language, 'dir': direction(language)}).replace('<', chr(92) + 'u003c')});"
 
 
 def build_page(room: ReadingRoom):

@@ -28,7 +28,7 @@ def page_facts(
 ) -> dict:
     "The facts that an explanation stands on, without their sources."
     plain = lambda e: {"urgency": e["urgency"]} | {k: [line["text"] for line in e[k]] for k in LINES if e.get(k)}
-    return {"language": facts["language"], "dir": direction(facts["language"]), "classes": {k: plain(e) | {"name": named(k, facts), "forms": {f"name_{form}": name for form, name in e.get("forms", {}).items()}} for k, e in facts["classes"].items()}, "no_answer": {k: plain(e) for k, e in facts["no_answer"].items()},
+    return {"language": facts["language"], "dir": direction(facts["language"]), "classes": {k: plain(e) | {"name": named(k, facts), "forms": {f"name_{form}": name for form, name in (e.get("forms") or {}).items()}} for k, e in facts["classes"].items()}, "no_answer": {k: plain(e) for k, e in facts["no_answer"].items()},
             "severity_floor": facts["severity_floor"], "film_notes": {k: line["text"] for k, line in facts.get("film_notes", {}).items()}, "escalation": {k: [line["text"] for line in lines] for k, lines in facts["escalation"].items()}}
 
 

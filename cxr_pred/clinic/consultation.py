@@ -113,7 +113,7 @@ def consultation_pdf(
     at: datetime | None = None,      # when it was read, UTC
 ) -> bytes:
     "The sheet as a PDF file, the same bytes for the same report. Raises `SetupError` no_reportlab, or no_letters for a language that its fonts do not know."
-    if not has_sheet(report): raise SetupError("no_letters", "The fonts of the sheet lack letters of this language.", "Print the report in its place.")
+    if not has_sheet(report): raise SetupError("no_letters", "The fonts of the sheet lack letters of this language.", "Print the report (report.html) in its place.")
     try: from reportlab.platypus import SimpleDocTemplate
     except ModuleNotFoundError: raise SetupError("no_reportlab", "The sheet for the doctor needs reportlab, which is not installed.", "pip install reportlab") from None
     from reportlab.lib.utils import simpleSplit

@@ -105,7 +105,7 @@ def filling(
     places, flags, others, join = [*dict.fromkeys(known_zones(f))], known_flags(f, words), not_ruled_out(f, facts), words["join"]
     return {"name": named(str(f.label), facts), "word": words["word"][confidence_word(f.probability)], "percent": str(percent(f.probability)), "coverage": str(percent(f.coverage)),
             "zones": joined([words["zones"][z] for z in places], "zones", join) if places else "", "side": side_words(places, words["side"][of]), "whom": words["whom"][of], "severity": words["severity"].get(f.severity, ""),
-            "others": joined(others, "or", join) if others else "", "listed": joined(others, "and", join) if others else "", "flags": joined(flags, "and", join) if flags else "", "symptoms": named_symptoms(case, words), "whose": words["whose"][of]} | {f"name_{k}": v for k, v in facts["classes"][str(f.label)].get("forms", {}).items()}
+            "others": joined(others, "or", join) if others else "", "listed": joined(others, "and", join) if others else "", "flags": joined(flags, "and", join) if flags else "", "symptoms": named_symptoms(case, words), "whose": words["whose"][of]} | {f"name_{k}": v for k, v in (facts["classes"][str(f.label)].get("forms") or {}).items()}
 
 # %% ../../nbs/language/findings.ipynb #c012
 def choices(

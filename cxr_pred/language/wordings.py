@@ -80,7 +80,7 @@ def places(sentence: str) -> frozenset[str]:
 
 def unseen(text: str) -> str:
     "The characters of a text that nobody sees: controls, marks of direction, places without a letter; not the joiners that Persian and Indian scripts write with."
-    return "".join(c for c in text if unicodedata.category(c)[0] == "C" and c not in "\u200c\u200d")
+    return "".join(c for c in text if (unicodedata.category(c)[0] == "C" or unicodedata.category(c) in ("Zl", "Zp") or c in "\u034f\u115f\u1160\u3164\uffa0" or "\ufe00" <= c <= "\ufe0f") and c not in "\u200c\u200d")
 
 
 LATER = ("comma", "beside")   # of `join`, which an older table lacks
@@ -169,8 +169,12 @@ def translation_problems(
     for at in own.keys() & theirs.keys():
         for mark, stands in (("babies", lambda t, w: w["babies"] in t), ("go_now", lambda t, w: t.startswith(tuple(w["go_now"])))):
             if stands(own[at], words) != stands(theirs[at], ENGLISH): out.append(f"words.{mark} {'is not' if stands(theirs[at], ENGLISH) else 'is'} in {at}, unlike in the English file")
-    for kind in ("word", "zones", "severity", "flags", "symptoms"):
-        if len({*map(str.casefold, words[kind].values())}) < len(words[kind]): out.append(f"words.{kind} says two things with one word")
+    names = {f"classes.{c}": e.get("name", "") for c, e in (facts.get("classes") or {}).items()}
+    told_apart = {f"words.{k}": words[k] for k in ("word", "zones", "severity", "flags", "symptoms")} | {f"words.side.{who}": words["side"][who] for who in words["side"]} | {"the names of the classes": names, "words.normal_film and other_pneumonia": {k: words[k] for k in ("normal_film", "other_pneumonia")}}
+    out += [f"{kind} says two things with one word" for kind, said in told_apart.items() if len({t.casefold() for t in said.values()}) < len(said)]
+    parts = {}
+    for at in own.keys() & theirs.keys(): parts.setdefault(at.rpartition("[")[0], []).append(at)
+    out += [f"{part} says one thing twice" for part, ats in sorted(parts.items()) if len({own[a] for a in ats}) < len({theirs[a] for a in ats})]
     return out
 
 # %% ../../nbs/language/wordings.ipynb #9e4cb83f
