@@ -57,7 +57,7 @@ def bars(finding: Finding) -> list[dict]:
 def settled_name(settled: Settled) -> str:
     "What physicians settled, as it stands within a sentence, with its grade where they gave one."
     name = STRINGS["settled"]["normal"] if settled.label == "NORMAL" else STRINGS["names"][settled.label]
-    name = name if name[1].isupper() or STRINGS["language"][:2] != "en" else name[0].lower() + name[1:]   # COVID-19 stays as it is, and so do nouns of other languages
+    name = name if STRINGS["language"][:2] != "en" or name[1].isupper() else name[0].lower() + name[1:]   # COVID-19 stays as it is, and so do nouns of other languages
     return STRINGS["settled"]["graded"].format(name=name, grade=STRINGS["severities"][settled.severity]) if settled.severity in ("mild", "moderate", "severe") else name
 
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MEDICINE', 'URGENCIES', 'TAG', 'LINES', 'NO_ANSWERS', 'bare', 'treatment', 'line_problems', 'entry_problems',
-           'language_problems', 'other_texts', 'other_problems', 'said_in', 'named_forms', 'own_medicine',
-           'facts_problems', 'load_facts', 'for_reader', 'entry', 'texts', 'reading_grade', 'highest', 'symptom_floors',
-           'floor', 'urgency', 'open_limbs', 'while_open', 'next_steps', 'urgent_signs', 'caveats', 'ahead', 'added']
+           'language_problems', 'other_texts', 'other_problems', 'named_forms', 'own_medicine', 'facts_problems',
+           'load_facts', 'for_reader', 'entry', 'texts', 'reading_grade', 'highest', 'symptom_floors', 'floor',
+           'urgency', 'open_limbs', 'while_open', 'next_steps', 'urgent_signs', 'caveats', 'ahead', 'added']
 
 # %% ../../nbs/language/facts.ipynb #c002
 import re
@@ -19,7 +19,7 @@ import yaml
 from ..core import SetupError
 from ..data.labels import CHEST, LABELS, LIMB
 from .case import CHEST_SYMPTOMS, Case, Symptom
-from .wordings import has_rules, shape_problems, unseen, words_of
+from .wordings import has_rules, lines_of, shape_problems, texts_of, unseen, words_of
 from ..vision.severity import Severity
 
 # %% ../../nbs/language/facts.ipynb #c004
@@ -90,7 +90,7 @@ def language_problems(facts: dict) -> list[str]:
     out = [*shape_problems(facts.get("words") or {})]
     if not isinstance(facts.get("medicine"), list) or not facts["medicine"] or not all(isinstance(m, str) and m.strip(" *") and m.count("*") < 3 for m in facts["medicine"]): out.append("medicine lists the words for medicines, doses and operations that may stand in no text, each with two * at most; none is listed, or not so")
     if not out: out += [f"classes.{c}.forms lacks {form}, which a wording asks for" for c, e in (facts.get("classes") or {}).items() for form in named_forms(facts["words"], c) if not (e.get("forms") or {}).get(form)]
-    if not out and (signs := said_in(facts, "urgent_signs")):
+    if not out and (signs := [t for at, t in lines_of(facts).items() if ".urgent_signs[" in at]):
         out += [f"words.go_now: no urgent sign begins {go!r}" for go in facts["words"]["go_now"] if not any(t.startswith(go) for t in signs)]
         if not any(facts["words"]["babies"] in t for t in signs): out.append(f"words.babies: {facts['words']['babies']!r} stands in no urgent sign")
     return out
@@ -99,8 +99,7 @@ def language_problems(facts: dict) -> list[str]:
 def other_texts(facts: dict) -> list[tuple[str, str]]:
     "What a person reads of another language's file beside its lines, with its place: names, their forms, and the table of words."
     names = [(f"classes.{c}.name", e.get("name")) for c, e in facts["classes"].items()] + [(f"classes.{c}.forms.{k}", t) for c, e in facts["classes"].items() for k, t in (e.get("forms") or {}).items()]
-    def walk(x, at): return [y for k, v in x.items() for y in walk(v, f"{at}.{k}")] if isinstance(x, dict) else [y for v in x for y in walk(v, at)] if isinstance(x, list | tuple) else [(at, x)]
-    return names + walk(facts["words"], "words")
+    return [*names, *texts_of(facts["words"], "words")]
 
 
 def other_problems(
@@ -114,15 +113,6 @@ def other_problems(
         elif at.startswith("classes.") and (unseen(text) or {*"{}"} & {*text}): out.append(f"{at} holds a brace, or a character that nobody sees")
         elif named := treatment(text, medicine): out.append(f"{at}: names a medicine or treatment ({named})")
     return out
-
-
-def said_in(
-    x: object,      # facts, or a part of them
-    kind: str,      # of LINES
-) -> list[str]:
-    "The lines of a kind, wherever they stand."
-    if not isinstance(x, dict): return []
-    return [line["text"] for k, v in x.items() if k == kind and isinstance(v, list) for line in v if isinstance(line, dict) and isinstance(line.get("text"), str)] + [t for v in x.values() for t in said_in(v, kind)]
 
 
 def named_forms(

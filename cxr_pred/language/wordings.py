@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ZONES', 'ENGLISH', 'LATER', 'OWN_KEYS', 'ACCENTED', 'places', 'unseen', 'shape_problems', 'text_problems', 'words_of',
-           'has_rules', 'skeleton', 'lines_of', 'apart', 'translation_problems', 'accented', 'pseudo_language',
-           'with_a']
+           'has_rules', 'skeleton', 'texts_of', 'lines_of', 'apart', 'translation_problems', 'accented',
+           'pseudo_language', 'with_a']
 
 # %% ../../nbs/language/wordings.ipynb #ee36e741
 import re
@@ -136,6 +136,17 @@ def skeleton(x: object) -> object:
     "Facts without their texts, and without what only a translation has."
     if isinstance(x, dict): return {k: None if k in ("text", "name", "title") else skeleton(v) for k, v in x.items() if k != "forms"}
     return [*map(skeleton, x)] if isinstance(x, list | tuple) else x
+
+
+def texts_of(x: object, at: str = "") -> Iterator[tuple[str, str]]:
+    "Each text of a facts file that a person may read, with the place where it stands."
+    if isinstance(x, str): yield at, x
+    elif isinstance(x, list | tuple):
+        for n, v in enumerate(x): yield from texts_of(v, f"{at}[{n}]")
+    elif isinstance(x, dict) and "text" in x: yield at, x["text"]
+    elif isinstance(x, dict):
+        for k, v in x.items():
+            if k not in ("urgency", "forms"): yield from texts_of(v, f"{at}.{k}".lstrip("."))
 
 
 def lines_of(x: object, at: str = "") -> dict[str, str]:
