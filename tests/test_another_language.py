@@ -98,9 +98,9 @@ def test_a_film_is_answered_in_it(made, tmp_path):
     from cxr_pred.vision.classify import Classifier
     folder, facts = made
     reader = Classifier(toy_bundle(tmp_path / "bundle", folder / "strange.yaml"))
-    report, film, heat = read_study(reader, png_bytes(np.kron(toy_patterns()[1], np.ones((14, 14))).clip(0, 1).astype(np.float32)))
+    report, film, heat = read_study(reader, png_bytes(np.clip(128 + 100 * np.kron(toy_patterns()[1], np.ones((14, 14))), 0, 255).astype(np.uint8)))
     report = report.model_copy(update={"explanation": explanation_for(report, facts)})
-    assert report.explanation.language == "en-XA"
+    assert (report.status, report.explanation.language) == ("ok", "en-XA")
     assert re.search(r'<div lang="en-XA"><p>[^<]+</p>', html_report(report, film, heat)), "a screen reader is told"
 
 
@@ -148,7 +148,8 @@ def said(x):
     if isinstance(x, list | tuple): return [t for y in x for t in said(y)]
     return [x.getPlainText()] if hasattr(x, "getPlainText") else said(getattr(x, "_content", None) or getattr(x, "_cellvalues", None) or [])
 for k in (0, 1, 9):
-    r, film, heat = read_study(reader, png_bytes(np.kron(toy_patterns()[k], np.ones((14, 14))).clip(0, 1).astype(np.float32)), patient=Patient(age=40, sex="F", symptoms=["fever"]))
+    r, film, heat = read_study(reader, png_bytes(np.clip(128 + 100 * np.kron(toy_patterns()[k], np.ones((14, 14))), 0, 255).astype(np.uint8)), patient=Patient(age=40, sex="F", symptoms=["fever"]))
+    assert r.status == "ok", k
     r = r.model_copy(update={"explanation": explanation_for(r, facts)})
     if k == 1: r = r.model_copy(update={"spread": False, "finding": r.finding.model_copy(update={"zones": ["right lower zone"]})})
     (out / f"{k}.html").write_text(html_report(r, film, heat)); (out / f"{k}.sheet.html").write_text("<br>".join(said(story(r, film, heat, None))))
@@ -180,7 +181,8 @@ from cxr_pred.language.findings import template_explanation
 from cxr_pred.vision.classify import Classifier
 from cxr_pred.vision.toy import toy_bundle, toy_patterns
 bundle = toy_bundle(Path(sys.argv[1]) / "bundle", Path(sys.argv[2]))
-report, film, heat = read_study(Classifier(bundle), png_bytes(np.kron(toy_patterns()[1], np.ones((14, 14))).clip(0, 1).astype(np.float32)), patient=Patient(age=40))
+report, film, heat = read_study(Classifier(bundle), png_bytes(np.clip(128 + 100 * np.kron(toy_patterns()[1], np.ones((14, 14))), 0, 255).astype(np.uint8)), patient=Patient(age=40))
+assert report.status == "ok"
 report = report.model_copy(update={"explanation": template_explanation(report.case(), load_facts(bundle / "facts.yaml"))})
 """
     r = subprocess.run([sys.executable, "-c", start + code, str(folder), str(ROOT / "nbs/language/facts.yaml")], env=os.environ | {"CXR_LANGUAGE": str(folder / "page.yaml"), "PYTHONIOENCODING": "utf-8"}, capture_output=True, text=True, timeout=180)
